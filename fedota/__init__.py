@@ -1,0 +1,1 @@
+"""Fedota: organizations train one model together without handing data over."""

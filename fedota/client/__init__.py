@@ -1,0 +1,1 @@
+"""What organizations run beside their data."""

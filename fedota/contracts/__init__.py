@@ -1,0 +1,1 @@
+"""What processes say to each other besides events: commands, reports, and what a launched process is told."""

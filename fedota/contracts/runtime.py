@@ -1,0 +1,106 @@
+"""What coordinators and selectors are told at launch, and what a coordinator asks the platform by NATS.
+
+Each launched process reads one JSON file, `settings.json` in its own directory (mode 0600), and, once it answers,
+writes `ready.json` beside it (`Ready`). Its standard input is a pipe from the launcher: end of file means stop.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from fedota.events.problems import ModelFile, Plan
+from fedota.events.rounds import Checkpoint, RoundUpdated
+
+
+class CoordinatorSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """`port` 0 means any free one. `key` is the secret that coordinator and selectors of one launch share.
+
+    `nats_credentials` is the path of a `.creds` file for the problem's own NATS account.
+    """
+
+    problem_id: str
+    run: int
+    plan: Plan
+    model: ModelFile
+    nats_url: str
+    nats_credentials: str
+    key: str
+    host: str = "127.0.0.1"
+    port: int = 0
+
+
+class SelectorSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """`token_key` is the public key (PEM, Ed25519) that participation tokens are signed with."""
+
+    problem_id: str
+    run: int
+    name: str
+    coordinator: str
+    token_key: str
+    key: str
+    host: str = "127.0.0.1"
+    port: int = 0
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True):
+    """A launched process answers at `url`."""
+
+    url: str
+    pid: int
+
+
+# By NATS request-reply. A reply that carries the header `Fedota-Error` is a `fedota.errors.Problem` in JSON,
+# any other is the struct named here.
+
+
+class PresignRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A URL for one object of the problem: GET anything below its prefix, PUT a checkpoint.
+
+    A PUT needs the exact `size` and `sha256` (hex) of what will be sent, and is good for nothing else.
+    """
+
+    method: Literal["GET", "PUT"]
+    key: str
+    size: int = 0
+    sha256: str = ""
+
+
+class Presigned(msgspec.Struct, frozen=True, kw_only=True):
+    """The URL and the headers that were signed with it and must be sent."""
+
+    url: str
+    headers: dict[str, str]
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """The coordinator's word on its round; recorded as it is when it follows from what was recorded before.
+
+    Reporting the same `report` number with the same content again is harmless.
+    """
+
+    update: RoundUpdated
+
+
+class Reported(msgspec.Struct, frozen=True, kw_only=True):
+    """The report was recorded at `position` of the log."""
+
+    position: int
+
+
+class ResumeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What was recorded of this run so far?"""
+
+    run: int
+
+
+class Resume(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a coordinator goes on: after report number `report`, with `attempt` of `round`, from `checkpoint`.
+
+    `checkpoint` is None before the first completed round. `finished` when no round is left to run.
+    """
+
+    report: int = 0
+    round: int = 1
+    attempt: int = 1
+    checkpoint: Checkpoint | None = None
+    finished: bool = False

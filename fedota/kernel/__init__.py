@@ -1,0 +1,1 @@
+"""What every process of the platform stands on: the log, the bus, projections, the service scaffold."""

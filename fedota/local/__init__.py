@@ -1,0 +1,1 @@
+"""The platform on embedded servers: `fedota up`."""

@@ -1,0 +1,1 @@
+"""Coordinator, selector, and what they speak."""

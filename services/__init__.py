@@ -1,0 +1,1 @@
+"""The platform's services: each owns its facts and speaks with the others only by events."""
