@@ -1,6 +1,6 @@
 """Every event of Fedota, in one table: its type, who owns it, its schema version and its data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Final, NamedTuple
 
@@ -61,31 +61,34 @@ def decode_data(type_: str, schema: int, data: bytes) -> EventData:
     return _data_decoder(type_, schema)(data)
 
 
-def encode(event: Event) -> bytes:
-    """The event as a CloudEvents 1.0 JSON object."""
+def encode(record: Mapping[str, Any]) -> bytes:
+    """A recorded event as a CloudEvents 1.0 JSON object; `record` has the log's columns, `data` as stored bytes.
+
+    The data is passed on as it was written: who relays an event need not know its type.
+    """
     return to_json(
         CloudEvent(
             specversion=CloudEvent.SPEC,
-            id=event.id,
-            source=f"/services/{CATALOGUE[event.type].owner}",
-            type=event.type,
-            subject=event.subject,
-            time=event.time,
+            id=record["id"],
+            source=f"/services/{record['subject'].partition('/')[0]}",
+            type=record["type"],
+            subject=record["subject"],
+            time=record["time"],
             datacontenttype="application/json",
-            data=msgspec.Raw(to_json(event.data)),
-            position=event.position,
-            streamversion=event.version,
-            schemaversion=event.schema,
-            actor=event.actor,
-            correlationid=event.correlation,
-            causationid=event.causation,
-            traceparent=event.traceparent,
+            data=msgspec.Raw(record["data"]),
+            position=record["position"],
+            streamversion=record["version"],
+            schemaversion=record["schema"],
+            actor=record["actor"],
+            correlationid=record["correlation"],
+            causationid=record["causation"],
+            traceparent=record["traceparent"],
         )
     )
 
 
 def decode(body: bytes) -> Event:
-    """The event behind a CloudEvents JSON object that `encode` made."""
+    """The event behind a CloudEvents JSON object that `encode` made. Raises `UnknownEventError`."""
     raw = _decode_envelope(body)
     return Event(
         id=raw.id,

@@ -1,0 +1,65 @@
+"""Settings: one frozen struct a process, read once from a file and the environment."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+class Secret:
+    """A value that never shows itself in a log, a traceback or a repr; `.reveal()` is the only way to it."""
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """The value itself."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret('…')"
+
+
+class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What every process of the platform is told. `port` 0 means any free one.
+
+    `directory` is the process's own: it writes `ready.json` there. `nats_credentials` is the path of its `.creds` file.
+    """
+
+    database_url: Secret
+    nats_url: str
+    nats_credentials: Path | None = None
+    directory: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 0
+    log_level: str = "info"
+
+
+class SettingsError(Exception):
+    """A setting is missing or wrong; the message names it and says how to give it."""
+
+
+def load(kind: type[S], environment: Mapping[str, str] = os.environ) -> S:
+    """The settings of a process: the JSON file that `FEDOTA_SETTINGS` names, and over it `FEDOTA_<NAME>` variables."""
+    values: dict[str, Any] = {}
+    if path := environment.get("FEDOTA_SETTINGS"):
+        values = msgspec.json.decode(Path(path).read_bytes())
+    for field in msgspec.structs.fields(kind):
+        if (value := environment.get(f"FEDOTA_{field.name.upper()}")) is not None:
+            values[field.name] = value
+    try:
+        return msgspec.convert(values, kind, strict=False, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        raise SettingsError(
+            f"{kind.__module__}: {error}. Set it as FEDOTA_<NAME> or in the file that FEDOTA_SETTINGS names."
+        ) from None
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if kind in (Secret, Path):
+        return kind(value)
+    raise NotImplementedError(kind)
