@@ -63,8 +63,10 @@ class Service:
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            # Python 3.11's wait_for drops a cancellation that meets its result: one alone may never end the work
+            while not task.done():
+                task.cancel()
+                await asyncio.wait([task], timeout=0.5)
 
     async def failures(self) -> dict[str, str]:
         """Each check that fails, and how."""

@@ -1,0 +1,14 @@
+"""The join kit: what an organization's client needs to take part, as one JSON file."""
+
+import msgspec
+
+
+class Kit(msgspec.Struct, frozen=True, kw_only=True):
+    """An organization's way into a problem. `token` proves the participation until `expires` (Unix seconds)."""
+
+    problem_id: str
+    name: str
+    organization: str
+    token: str
+    selectors: list[str]
+    expires: int

@@ -1,0 +1,88 @@
+"""The gateway's composition: everything is built here, from settings."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from fedota.kernel.bus import Bus
+from fedota.kernel.database import connect_pool
+from fedota.kernel.event_log import EventLog
+from fedota.kernel.projection import Projector
+from fedota.kernel.service import Service, attach
+from gateway import pages
+from gateway.auth import read_tokens
+from gateway.guard import guard
+from gateway.parts import HEARTBEAT, PARTS, Parts
+from gateway.projection import PROJECTION
+from gateway.reads import Reads
+from gateway.routes import API, PAGES
+from gateway.sessions import Sessions
+from gateway.settings import Settings
+from gateway.stream import Feed
+from gateway.web_errors import BODY_LIMIT, problems
+
+_STATIC: Final = Path(__file__).parent / "static"
+_SECURITY_HEADERS: Final = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def create_app(settings: Settings) -> web.Application:
+    """The gateway, ready to be served."""
+    tokens, sessions = read_tokens(settings.tokens_file), Sessions(settings.https)
+    routes = (*API, *PAGES)
+    actions = {(route.method, route.path): route.action for route in routes}
+    app = web.Application(
+        middlewares=[pages.error_pages, problems, guard(tokens, sessions, actions)], client_max_size=BODY_LIMIT
+    )
+    app[HEARTBEAT] = settings.heartbeat
+    app[pages.ENTRANCE] = pages.Entrance(tokens, sessions)
+    app[pages.TEMPLATES] = pages.load_templates()
+    for route in routes:
+        app.router.add_route(route.method, route.path, route.handler)
+    app.router.add_get("/sign-in", pages.show_sign_in)
+    app.router.add_post("/sign-in", pages.sign_in)
+    app.router.add_static("/static", _STATIC)
+    app.on_response_prepare.append(_add_headers)
+    app.on_shutdown.append(_end_streams)
+    attach(app, Service("gateway"), settings, partial(_resources, app))
+    return app
+
+
+@asynccontextmanager
+async def _resources(app: web.Application, service: Service, settings: Settings) -> AsyncIterator[None]:
+    async with (
+        connect_pool(settings.database_url, service.name) as pool,
+        Bus.connect(settings.nats_url, service.name, settings.nats_credentials) as bus,
+        EventLog.open(pool) as log,
+        Projector.open(service, PROJECTION, pool, log, bus) as projector,
+    ):
+        feed = Feed(log, projector)
+        app[PARTS] = Parts(bus, Reads(pool, projector), feed)
+        service.add_check("log", log.head)
+        service.add_check("nats", bus.check)
+        service.add_gauge("event_streams", "Event streams that are open", lambda: feed.watchers)
+        async with service.running("feed", feed.run()):
+            yield
+
+
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(_SECURITY_HEADERS)
+    # a page may hold what only its reader may see; a static file is asked for again, and mostly not changed
+    response.headers.setdefault("Cache-Control", "no-cache" if request.path.startswith("/static/") else "no-store")
+
+
+async def _end_streams(app: web.Application) -> None:
+    """Streams never end by themselves: without this a stop would wait for them."""
+    app[PARTS].feed.close()

@@ -1,0 +1,105 @@
+"""Who may do what: role tokens, and the one table of roles × actions."""
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from fedota.contracts.commands import Digest, Organization
+from fedota.errors import FedotaError
+from fedota.kernel.settings import SettingsError
+
+Role = Literal["setter", "organization", "operator"]
+_EVERYBODY: Final[frozenset[Role]] = frozenset({"setter", "organization", "operator"})
+_SETTERS: Final[frozenset[Role]] = frozenset({"setter", "operator"})
+_ORGANIZATIONS: Final[frozenset[Role]] = frozenset({"organization"})
+
+ACTIONS: Final[dict[str, frozenset[Role]]] = {
+    "read_problems": _EVERYBODY,
+    "create_problem": _SETTERS,
+    "revise_problem": _SETTERS,
+    "start_problem": _SETTERS,
+    "stop_problem": _SETTERS,
+    "read_files": _EVERYBODY,
+    "upload_files": _SETTERS,
+    "read_participations": _EVERYBODY,
+    "request_participation": _ORGANIZATIONS,
+    "decide_participation": _SETTERS,
+    "fetch_kit": _ORGANIZATIONS,
+    "read_infrastructure": _EVERYBODY,
+    "read_infrastructure_log": _SETTERS,
+    "read_rounds": _EVERYBODY,
+    "read_model": _SETTERS,
+    "read_events": _EVERYBODY,
+    "sign_out": _EVERYBODY,
+}
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """Who sends a request. With an `organization` it acts for that one alone."""
+
+    role: Role
+    organization: str | None = None
+
+    @property
+    def actor(self) -> str:
+        """How events name who caused them."""
+        return self.role if self.organization is None else f"{self.role}:{self.organization}"
+
+    def may(self, action: str) -> bool:
+        """Whether the table allows it."""
+        return self.role in ACTIONS[action]
+
+    def require(self, action: str) -> None:
+        """Raise `forbidden`, naming the roles that may, unless the table allows it."""
+        if not self.may(action):
+            allowed = " or ".join(sorted(ACTIONS[action]))
+            raise FedotaError(
+                "forbidden",
+                f"Your token has the role {self.role}, which may not {action.replace('_', ' ')}. "
+                f"Use a token with the role {allowed}.",
+            )
+
+    def require_organization(self, organization: str) -> None:
+        """Raise `forbidden` when this identity acts for another organization."""
+        if self.organization not in (None, organization):
+            raise FedotaError(
+                "forbidden",
+                f"Your token acts for {self.organization}, not for {organization}. Use the token of {organization}.",
+            )
+
+
+class Token(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One line of the tokens file: the SHA-256 (hex) of a token, its role, and whom an organization's stands for."""
+
+    role: Role
+    sha256: Digest
+    organization: Organization | None = None
+
+
+class Tokens:
+    """The tokens that open the gateway, known by their digests only."""
+
+    def __init__(self, tokens: Sequence[Token]) -> None:
+        self._tokens = tuple(tokens)
+
+    def identify(self, token: str) -> Identity | None:
+        """Whose token this is. All digests are compared, each in constant time: the time taken says nothing."""
+        digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+        matches = [known for known in self._tokens if hmac.compare_digest(known.sha256, digest)]
+        return Identity(role=matches[0].role, organization=matches[0].organization) if matches else None
+
+
+def read_tokens(path: Path) -> Tokens:
+    """The tokens in a JSON list of `{"role", "sha256"}` (and `organization`, if it stands for one)."""
+    try:
+        if path.stat().st_mode & 0o077:
+            raise SettingsError(f"Others may read the tokens file {path}. Run: chmod 600 {path}")
+        return Tokens(msgspec.json.decode(path.read_bytes(), type=list[Token]))
+    except OSError as error:
+        raise SettingsError(f"The tokens file {path} cannot be read: {error.strerror}. Set tokens_file.") from None
+    except msgspec.DecodeError as error:
+        raise SettingsError(f"The tokens file {path} is not valid: {error}. Correct that entry.") from None

@@ -1,0 +1,159 @@
+"""The web pages: rendered here, kept up to date by the module in `static/live.js`."""
+
+import re
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import jinja2
+import msgspec
+from aiohttp import web
+
+from fedota.events import CATALOGUE
+from gateway.auth import Identity, Tokens
+from gateway.parts import IDENTITY, problem_id_of, reads_of
+from gateway.queries import fresh
+from gateway.reads import Row, without_logs
+from gateway.sessions import Sessions
+from gateway.web_errors import Handler
+
+_SHOWN_PROBLEMS: Final = 200
+_SHOWN_ATTEMPTS: Final = 100
+_SHOWN_EVENTS: Final = 60
+_PLACE: Final = re.compile(r"/(?:problems/[0-9a-f-]{36})?")  # where signing in may lead: our own pages only
+_COUNTED_STAGES: Final = {"selection": "waiting", "configuration": "selected"}
+
+
+class Entrance(NamedTuple):
+    """What signing in needs."""
+
+    tokens: Tokens
+    sessions: Sessions
+
+
+ENTRANCE: Final = web.AppKey("entrance", Entrance)
+TEMPLATES: Final = web.AppKey("templates", jinja2.Environment)
+
+
+def load_templates() -> jinja2.Environment:
+    """The templates; a name that the code did not give them is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("gateway"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"moment": _moment, "share": _share, "short": _short, "points": _points}
+    environment.globals["event_types"] = " ".join(CATALOGUE)
+    return environment
+
+
+@fresh
+async def show_problems(request: web.Request) -> web.Response:
+    """All problems, each with its state and latest round."""
+    reads = reads_of(request)
+    position = reads.position  # before the rows are read: what comes meanwhile is shown again, not missed
+    problems = await reads.problems(2**62, _SHOWN_PROBLEMS)
+    return _page(request, "problems.html", position=position, problems=problems)
+
+
+@fresh
+async def show_problem(request: web.Request) -> web.Response:
+    """One problem, live."""
+    reads, problem_id = reads_of(request), problem_id_of(request)
+    position = reads.position
+    problem = await reads.problem(problem_id)
+    rounds = await reads.last_rounds(problem_id, problem["run"], _SHOWN_ATTEMPTS)
+    return _page(
+        request,
+        "problem.html",
+        position=position,
+        problem=problem,
+        files=await reads.files(problem_id),
+        participations=await reads.participations(problem_id),
+        infrastructure=_visible(request, await reads.infrastructure(problem_id, problem["run"])),
+        rounds=rounds,
+        progress=progress(rounds[0]) if rounds else None,
+        metrics=sorted({name for row in rounds for name in row["metrics"]}),
+        curves=await reads.curves(problem_id, problem["run"]),
+        feed=await reads.feed(problem_id, _SHOWN_EVENTS),
+    )
+
+
+async def show_sign_in(request: web.Request) -> web.Response:
+    """Where a token is pasted."""
+    return _sign_in_page(request, wanted=request.query.get("next", "/"))
+
+
+async def sign_in(request: web.Request) -> web.Response:
+    """Trade a token for a session."""
+    form = await request.post()
+    wanted = str(form.get("next", "/"))
+    tokens, sessions = request.app[ENTRANCE]
+    identity = tokens.identify(str(form.get("token", "")).strip())
+    if identity is None:
+        refusal = "This token is not known here. Paste it whole, or ask the operator for a new one."
+        return _sign_in_page(request, wanted=wanted, refusal=refusal, status=401)
+    response = _see(wanted if _PLACE.fullmatch(wanted) else "/")
+    sessions.start(request, response, identity)
+    return response
+
+
+async def sign_out(request: web.Request) -> web.Response:
+    """End the session."""
+    response = _see("/sign-in")
+    request.app[ENTRANCE].sessions.end(request, response)
+    return response
+
+
+@web.middleware
+async def error_pages(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Show an error as a page to whoever reads pages."""
+    response = await handler(request)
+    is_problem = isinstance(response, web.Response) and response.content_type == "application/problem+json"
+    if not is_problem or request.path.startswith("/api") or "text/html" not in request.headers.get("Accept", ""):
+        return response
+    assert isinstance(response, web.Response) and isinstance(response.body, bytes)
+    problem = msgspec.json.decode(response.body)
+    return _page(request, "error.html", status=response.status, problem=problem)
+
+
+def progress(row: Row) -> Row:
+    """How far a round's newest attempt is: what is counted in its stage, against what."""
+    counted = _COUNTED_STAGES.get(row["stage"], "reported")
+    return {"counted": counted, "count": row[counted], "goal": row["goal_count"], "minimum": row["minimum_count"]}
+
+
+def _visible(request: web.Request, infrastructure: Row) -> Row:
+    return infrastructure if request[IDENTITY].may("read_infrastructure_log") else without_logs(infrastructure)
+
+
+def _sign_in_page(request: web.Request, *, wanted: str, refusal: str = "", status: int = 200) -> web.Response:
+    return _page(request, "sign_in.html", status=status, wanted=wanted, refusal=refusal)
+
+
+def _page(request: web.Request, template: str, *, status: int = 200, **values: Any) -> web.Response:
+    identity: Identity | None = request.get(IDENTITY)
+    text = request.app[TEMPLATES].get_template(template).render(identity=identity, **values)
+    return web.Response(status=status, text=text, content_type="text/html")
+
+
+def _see(place: str) -> web.Response:
+    return web.Response(status=303, headers={"Location": place})
+
+
+def _moment(time: datetime) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _share(count: float, whole: float) -> float:
+    """Per cent of the whole, at most all of it."""
+    return round(min(100.0, 100.0 * count / whole), 2) if whole else 0.0
+
+
+def _short(digest: str) -> str:
+    return digest[:12]
+
+
+def _points(curve: list[tuple[int, float]]) -> str:
+    return " ".join(f"{number}:{value:.6g}" for number, value in curve)

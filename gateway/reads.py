@@ -1,0 +1,205 @@
+"""Questions to the read model."""
+
+from typing import Any, Final
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from fedota.errors import FedotaError
+from fedota.kernel.database import Pool
+from fedota.kernel.projection import Projector
+from gateway.projection import WHOLE
+
+Row = dict[str, Any]
+_JSON: Final = frozenset({"plan", "model", "selectors", "log", "participants", "refusals", "metrics", "checkpoint"})
+_PROBLEMS: Final = """
+select p.*,
+    exists (select from files f where f.problem_id = p.problem_id and f.role = 'model') as has_model,
+    (select count(*) from participations a where a.problem_id = p.problem_id and a.state = 'approved') as approved,
+    (select count(*) from participations a where a.problem_id = p.problem_id and a.state = 'requested') as requested
+from problems p
+"""
+_ROUND: Final = """
+select run, round, attempt, stage, goal_count, minimum_count, waiting, selected, reported, participants, refusals,
+    examples, metrics, seconds, checkpoint, final, reason, changed, position from rounds
+"""
+
+
+def _row(record: asyncpg.Record) -> Row:
+    return {
+        name: msgspec.json.decode(value) if name in _JSON and value is not None else value
+        for name, value in record.items()
+        if name != "problem_id"
+    }
+
+
+class Reads:
+    """The read model of one gateway."""
+
+    def __init__(self, pool: Pool, projector: Projector) -> None:
+        self._pool = pool
+        self._projector = projector
+
+    @property
+    def position(self) -> int:
+        """The log position that the read model stands for."""
+        return self._projector.position
+
+    async def at_least(self, position: int) -> None:
+        """Return when the read model stands for `position`: so people read what they wrote."""
+        if position > self._projector.position:
+            await self._projector.wait_for(position)
+
+    async def problems(self, before: int, limit: int) -> list[Row]:
+        """The problems published before log position `before`, newest first, each with its latest round."""
+        records = await self._pool.fetch(
+            f"{_PROBLEMS} where position < $1 order by position desc limit $2", before, limit
+        )
+        latest = await self._latest_rounds([record["problem_id"] for record in records])
+        return [{**_problem(record), "latest_round": latest.get(record["problem_id"])} for record in records]
+
+    async def problem(self, problem_id: str) -> Row:
+        """One problem. Raises `problem_not_found`."""
+        record = await self._find(problem_id)
+        if record is None:
+            await self._projector.catch_up()  # it may have been published a moment ago
+            record = await self._find(problem_id)
+        if record is None:
+            raise FedotaError("problem_not_found", f"There is no problem {problem_id[:40]}. Look at /api/problems.")
+        latest = await self._latest_rounds([problem_id])
+        return {**_problem(record), "latest_round": latest.get(problem_id)}
+
+    async def files(self, problem_id: str) -> list[Row]:
+        """A problem's files by name."""
+        return await self._rows("select * from files where problem_id = $1 order by name", problem_id)
+
+    async def file(self, problem_id: str, name: str) -> Row:
+        """One file. Raises `not_found`."""
+        rows = await self._rows("select * from files where problem_id = $1 and name = $2", problem_id, name)
+        if not rows:
+            raise FedotaError("not_found", f"The problem has no file {name[:200]!r}. Look at its list of files.")
+        return rows[0]
+
+    async def participations(self, problem_id: str) -> list[Row]:
+        """Who takes part, or asked to."""
+        return await self._rows("select * from participations where problem_id = $1 order by organization", problem_id)
+
+    async def participation(self, problem_id: str, organization: str) -> Row:
+        """One organization's participation. Raises `participation_not_found`."""
+        query = "select * from participations where problem_id = $1 and organization = $2"
+        rows = await self._rows(query, problem_id, organization)
+        if not rows:
+            raise FedotaError(
+                "participation_not_found",
+                f"{organization[:100]} has not asked to take part. Request participation first.",
+            )
+        return rows[0]
+
+    async def infrastructure(self, problem_id: str, run: int) -> Row:
+        """Coordinator and selectors of a run: state, addresses, what is down and why."""
+        query = "select * from infrastructure where problem_id = $1 and run = $2 order by component"
+        rows = await self._rows(query, problem_id, run)
+        whole = next((row for row in rows if row["component"] == WHOLE), None)
+        components = [_component(row) for row in rows if row["component"] != WHOLE]
+        return _infrastructure(run, whole, components)
+
+    async def rounds(self, problem_id: str, run: int, *, after: int = 0, limit: int = 1000) -> list[Row]:
+        """The attempts of a run's rounds past number `after`, in order; of at most `limit` rounds, none cut in two."""
+        return await self._rows(
+            f"{_ROUND} where problem_id = $1 and run = $2 and round > $3::bigint and round <= $3::bigint + $4"
+            " order by round, attempt",
+            problem_id,
+            run,
+            after,
+            limit,
+        )
+
+    async def last_rounds(self, problem_id: str, run: int, limit: int) -> list[Row]:
+        """The newest attempts of a run, newest first."""
+        query = f"{_ROUND} where problem_id = $1 and run = $2 order by round desc, attempt desc limit $3"
+        return await self._rows(query, problem_id, run, limit)
+
+    async def curves(self, problem_id: str, run: int, most: int = 400) -> dict[str, list[tuple[int, float]]]:
+        """Each metric over the completed rounds of a run, thinned to about `most` points."""
+        records = await self._pool.fetch(
+            "select round, metrics from (select *, row_number() over (order by round) as n, count(*) over () as total"
+            " from rounds where problem_id = $1 and run = $2 and stage = 'completed') c"
+            " where n = total or n % greatest(1, total / $3) = 0 order by round",
+            problem_id,
+            run,
+            most,
+        )
+        curves: dict[str, list[tuple[int, float]]] = {}
+        for record in records:
+            for name, value in msgspec.json.decode(record["metrics"]).items():
+                if value is not None:
+                    curves.setdefault(name, []).append((record["round"], value))
+        return dict(sorted(curves.items()))
+
+    async def feed(self, problem_id: str, limit: int) -> list[Row]:
+        """What happened last, newest first."""
+        query = "select * from feed where problem_id = $1 order by position desc limit $2"
+        return await self._rows(query, problem_id, limit)
+
+    async def newest_checkpoint(self, problem_id: str) -> Row | None:
+        """The completed round whose checkpoint was stored last."""
+        rows = await self._rows(
+            f"{_ROUND} where problem_id = $1 and stage = 'completed' and checkpoint is not null"
+            " order by run desc, round desc limit 1",
+            problem_id,
+        )
+        return rows[0] if rows else None
+
+    async def _rows(self, query: str, *arguments: object) -> list[Row]:
+        return [_row(record) for record in await self._pool.fetch(query, *arguments)]
+
+    async def _find(self, problem_id: str) -> asyncpg.Record | None:
+        return await self._pool.fetchrow(f"{_PROBLEMS} where problem_id = $1", problem_id)
+
+    async def _latest_rounds(self, problem_ids: list[str]) -> dict[str, Row]:
+        records = await self._pool.fetch(
+            "select distinct on (problem_id) * from rounds where problem_id = any($1)"
+            " order by problem_id, run desc, round desc, attempt desc",
+            problem_ids,
+        )
+        return {record["problem_id"]: _row(record) for record in records}
+
+
+def _problem(record: asyncpg.Record) -> Row:
+    # `problem_id` is left out of every other row: there it stands in the address
+    row = {"problem_id": record["problem_id"], **_row(record)}
+    if row.pop("has_model") and row["state"] == "draft":
+        row["state"] = "ready"
+    row["participations"] = {"approved": row.pop("approved"), "requested": row.pop("requested")}
+    return row
+
+
+def _component(row: Row) -> Row:
+    return {name: row[name] for name in ("component", "state", "reason", "log", "changed")}
+
+
+def _infrastructure(run: int, whole: Row | None, components: list[Row]) -> Row:
+    if whole is None:
+        return {"run": run, "state": "starting" if run else "none", "components": components}
+    down = any(component["state"] == "degraded" for component in components)
+    state = "degraded" if whole["state"] == "running" and down else whole["state"]
+    del whole["component"]
+    return {**whole, "state": state, "components": components}
+
+
+def without_logs(infrastructure: Row) -> Row:
+    """The same for eyes that may not see what the processes wrote."""
+    shown = {name: value for name, value in infrastructure.items() if name != "log"}
+    shown["components"] = [
+        {name: value for name, value in component.items() if name != "log"} for component in shown["components"]
+    ]
+    return shown
+
+
+def is_problem_id(text: str) -> bool:
+    """Whether this could name a problem: a UUID, lower case, with dashes."""
+    try:
+        return str(UUID(text)) == text
+    except ValueError:
+        return False

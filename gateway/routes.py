@@ -1,0 +1,49 @@
+"""Every route that asks for a token, as data: method, path, the action that it takes, and who answers."""
+
+from typing import Final, NamedTuple
+
+from gateway import commands, pages, queries
+from gateway.web_errors import Handler
+
+
+class Route(NamedTuple):
+    """One row of the table. `action` is a key of `gateway.auth.ACTIONS`."""
+
+    method: str
+    path: str
+    action: str
+    handler: Handler
+
+
+_PROBLEM: Final = "/api/problems/{problem}"
+_MEMBER: Final = f"{_PROBLEM}/participations/{{organization}}"
+
+API: Final = (
+    Route("GET", "/api/problems", "read_problems", queries.list_problems),
+    Route("POST", "/api/problems", "create_problem", commands.create_problem),
+    Route("GET", _PROBLEM, "read_problems", queries.get_problem),
+    Route("PATCH", _PROBLEM, "revise_problem", commands.revise_problem),
+    Route("POST", f"{_PROBLEM}/uploads", "upload_files", commands.prepare_upload),
+    Route("POST", f"{_PROBLEM}/files", "upload_files", commands.store_files),
+    Route("GET", f"{_PROBLEM}/files", "read_files", queries.list_files),
+    Route("GET", f"{_PROBLEM}/files/{{name}}", "read_files", queries.get_file),
+    Route("POST", f"{_PROBLEM}/start", "start_problem", commands.start_problem),
+    Route("POST", f"{_PROBLEM}/stop", "stop_problem", commands.stop_problem),
+    Route("GET", f"{_PROBLEM}/participations", "read_participations", queries.list_participations),
+    Route("POST", f"{_PROBLEM}/participations", "request_participation", commands.request_participation),
+    Route("POST", f"{_MEMBER}/approve", "decide_participation", commands.approve_participation),
+    Route("POST", f"{_MEMBER}/refuse", "decide_participation", commands.refuse_participation),
+    Route("POST", f"{_MEMBER}/revoke", "decide_participation", commands.revoke_participation),
+    Route("GET", f"{_MEMBER}/kit", "fetch_kit", queries.get_kit),
+    Route("GET", f"{_PROBLEM}/infrastructure", "read_infrastructure", queries.get_infrastructure),
+    Route("GET", f"{_PROBLEM}/rounds", "read_rounds", queries.list_rounds),
+    Route("GET", f"{_PROBLEM}/rounds/{{round}}", "read_rounds", queries.get_round),
+    Route("GET", f"{_PROBLEM}/model", "read_model", queries.get_model),
+    Route("GET", "/api/events", "read_events", queries.list_events),
+    Route("GET", "/api/events/stream", "read_events", queries.stream_events),
+)
+PAGES: Final = (
+    Route("GET", "/", "read_problems", pages.show_problems),
+    Route("GET", "/problems/{problem}", "read_problems", pages.show_problem),
+    Route("POST", "/sign-out", "sign_out", pages.sign_out),
+)

@@ -1,0 +1,17 @@
+"""What the gateway is told."""
+
+from pathlib import Path
+
+from fedota.kernel.settings import ProcessSettings
+
+
+class Settings(ProcessSettings, frozen=True, kw_only=True):
+    """`tokens_file` (mode 0600) lists who may come in, see `gateway.auth.read_tokens`.
+
+    `https` says that people reach the gateway by HTTPS: the session cookie is then sent over nothing else.
+    `heartbeat` is the number of seconds between signs of life on a quiet event stream.
+    """
+
+    tokens_file: Path
+    https: bool = False
+    heartbeat: float = 15.0

@@ -1,0 +1,189 @@
+"""The log as people see it: pages of events, and a live stream that goes on where it broke off."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Final, NamedTuple
+
+import asyncpg
+import msgspec
+import structlog
+from aiohttp import web
+
+from fedota.errors import FedotaError
+from fedota.events import encode, to_json
+from fedota.kernel.event_log import DISCONNECTED, EventLog
+from fedota.kernel.projection import Projector
+
+_PAGE: Final = 500  # events read at once
+_QUEUE: Final = 1000  # events that wait for one slow reader; with more it goes back to reading the log
+_WATCHERS: Final = 2000  # streams at once
+_WRITE_SECONDS: Final = 30.0  # a reader that takes nothing for so long has gone
+_LOGGING: Final = frozenset({"InfraFailed", "InfraDegraded"})
+_OWNERS: Final = ("problems", "storage", "orchestrator", "rounds")
+_HEADERS: Final = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",  # nginx holds events back without it
+}
+_log = structlog.get_logger(__name__)
+
+
+class Item(NamedTuple):
+    """An event on its way to a reader."""
+
+    position: int
+    type: str
+    subject: str
+    full: bytes
+    public: bytes  # without what the infrastructure's processes wrote
+
+    @classmethod
+    def of(cls, row: asyncpg.Record) -> "Item":
+        """The item of a row of the log."""
+        record = dict(row)
+        full = encode(record)
+        public = encode({**record, "data": _without_log(record["data"])}) if record["type"] in _LOGGING else full
+        return cls(record["position"], record["type"], record["subject"], full, public)
+
+    def frame(self, logs: bool) -> bytes:
+        """The event in the form of server-sent events."""
+        head = f"id: {self.position}\nevent: {self.type}\ndata: ".encode()
+        return head + (self.full if logs else self.public) + b"\n\n"
+
+
+def _without_log(data: bytes) -> bytes:
+    return to_json({**msgspec.json.decode(data), "log": []})
+
+
+def streams_of(problem_id: str) -> list[str]:
+    """The log's streams that are about one problem."""
+    return [f"{owner}/{problem_id}" for owner in _OWNERS]
+
+
+class _Watcher:
+    """One reader's place in the feed: what waits for it, and whether that overflowed."""
+
+    def __init__(self, subjects: frozenset[str] | None) -> None:
+        self._subjects = subjects
+        self._items: list[Item] = []
+        self._wake = asyncio.Event()
+        self.overflowed = False
+
+    def offer(self, items: list[Item]) -> None:
+        """Keep what concerns this reader; when it is too much, keep nothing and say so."""
+        fitting = [item for item in items if self._subjects is None or item.subject in self._subjects]
+        if len(self._items) + len(fitting) > _QUEUE:
+            self._items.clear()
+            self.overflowed = True
+        elif not self.overflowed:
+            self._items.extend(fitting)
+        if fitting:
+            self._wake.set()
+
+    def wake(self) -> None:
+        """End the wait of `take`."""
+        self._wake.set()
+
+    async def take(self, timeout: float) -> list[Item]:
+        """What has come, or nothing after `timeout` seconds."""
+        try:
+            await asyncio.wait_for(self._wake.wait(), timeout)
+        except TimeoutError:
+            return []
+        self._wake.clear()
+        items, self._items = self._items, []
+        return items
+
+
+class Feed:
+    """Reads each new event once, however many people watch, and hands it to those that it concerns."""
+
+    def __init__(self, log: EventLog, projector: Projector) -> None:
+        self._log = log
+        self._projector = projector
+        self._watchers: set[_Watcher] = set()
+        self.closed = False
+
+    @property
+    def watchers(self) -> int:
+        """How many streams are open."""
+        return len(self._watchers)
+
+    def close(self) -> None:
+        """End every stream."""
+        self.closed = True
+        for watcher in self._watchers:
+            watcher.wake()
+
+    async def run(self) -> None:
+        """Hand on what the read model has just taken in: who is told of an event can already read its effect."""
+        position = self._projector.position
+        while True:
+            try:
+                await self._projector.wait_for(position + 1, timeout=60)
+                if not self._watchers:  # whoever comes reads the log first, and misses nothing
+                    position = self._projector.position
+                    continue
+                records = await self._log.records(position, limit=_PAGE)
+            except FedotaError:
+                continue  # nothing happened for a minute
+            except DISCONNECTED:
+                await asyncio.sleep(1)
+                continue
+            items = [Item.of(record) for record in records]
+            for watcher in self._watchers:
+                watcher.offer(items)
+            position = items[-1].position
+
+    async def page(self, problem_id: str | None, after: int, limit: int) -> list[Item]:
+        """Events past position `after`, of one problem or of all."""
+        subjects = streams_of(problem_id) if problem_id else None
+        return [Item.of(record) for record in await self._log.records(after, limit=limit, subjects=subjects)]
+
+    async def follow(self, problem_id: str | None, after: int, heartbeat: float) -> AsyncGenerator[list[Item], None]:
+        """Events past `after`, each once and in order; an empty list is a sign of life. Ends when the feed closes."""
+        with self._watch(problem_id) as watcher:
+            yield []
+            while not self.closed:
+                # the watcher collects already while the log is read: nothing falls between the two
+                watcher.overflowed = False
+                while items := await self.page(problem_id, after, _PAGE):
+                    after = items[-1].position
+                    yield items
+                while not (self.closed or watcher.overflowed):
+                    items = [item for item in await watcher.take(heartbeat) if item.position > after]
+                    after = items[-1].position if items else after
+                    yield items
+
+    @contextmanager
+    def _watch(self, problem_id: str | None) -> Iterator[_Watcher]:
+        if len(self._watchers) >= _WATCHERS:
+            raise FedotaError("unavailable", "Too many event streams are open. Try again in a minute.", retry_after=60)
+        watcher = _Watcher(frozenset(streams_of(problem_id)) if problem_id else None)
+        self._watchers.add(watcher)
+        try:
+            yield watcher
+        finally:
+            self._watchers.discard(watcher)
+
+
+async def send(
+    request: web.Request, batches: AsyncGenerator[list[Item], None], *, logs: bool, welcome: Callable[[], bool]
+) -> web.StreamResponse:
+    """Write a stream until its reader goes away, is not `welcome` any more, or the gateway stops."""
+    async with aclosing(batches):
+        await anext(batches)  # a refusal still is an ordinary response
+        response = web.StreamResponse(headers=_HEADERS)
+        await response.prepare(request)
+        await response.write(b"retry: 2000\n: connected\n\n")
+        async for items in batches:
+            if not welcome():
+                break
+            frames = b"".join(item.frame(logs) for item in items) or b": alive\n\n"
+            try:
+                await asyncio.wait_for(response.write(frames), _WRITE_SECONDS)
+            except (TimeoutError, ConnectionError):
+                _log.debug("a reader of the event stream has gone")
+                break
+    return response

@@ -1,0 +1,100 @@
+"""Every error that leaves the gateway is problem+json, and nothing else leaves it."""
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from fedota.errors import FedotaError, Problem, problem_json
+from fedota.events import to_json
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+B = TypeVar("B")
+BODY_LIMIT: Final = 1024 * 1024
+_NAMED_FIELD: Final = re.compile(r"(?:required|unknown) field `([^`]+)`")
+_log = structlog.get_logger(__name__)
+
+
+@web.middleware
+async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn whatever goes wrong into problem+json; the text of an unforeseen error stays in the log."""
+    try:
+        return await handler(request)
+    except FedotaError as error:
+        return problem_response(error.problem)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        return problem_response(_of_http(request, error).problem, _allow(error))
+    except ConnectionError:
+        raise  # the caller has gone: there is nobody to tell
+    except Exception:
+        _log.exception("request failed", method=request.method, path=request.path)
+        return problem_response(FedotaError("internal_error", "The request failed; our log says why.").problem)
+
+
+def problem_response(problem: Problem, headers: dict[str, str] | None = None) -> web.Response:
+    """The RFC 9457 response."""
+    response = web.Response(
+        status=problem.status,
+        body=to_json(problem_json(problem)),
+        content_type="application/problem+json",
+        headers=headers,
+    )
+    if problem.retry_after is not None or problem.status == 503:
+        response.headers["Retry-After"] = str(problem.retry_after or 1)
+    if problem.status == 401:
+        response.headers["WWW-Authenticate"] = 'Bearer realm="Fedota"'
+    return response
+
+
+def _of_http(request: web.Request, error: web.HTTPException) -> FedotaError:
+    match error:
+        case web.HTTPNotFound():
+            return FedotaError("not_found", f"There is nothing at {request.path}. docs/api.md lists what there is.")
+        case web.HTTPMethodNotAllowed():
+            allowed = ", ".join(sorted(error.allowed_methods))
+            return FedotaError("method_not_allowed", f"{request.path} answers {allowed}, not {request.method}.")
+        case web.HTTPRequestEntityTooLarge():
+            return FedotaError("too_large", f"A body may have at most {BODY_LIMIT} bytes. Files go to upload slots.")
+        case _:
+            return FedotaError("invalid_request", f"The request was refused: {error.reason}.")
+
+
+def _allow(error: web.HTTPException) -> dict[str, str]:
+    return {"Allow": ", ".join(sorted(error.allowed_methods))} if isinstance(error, web.HTTPMethodNotAllowed) else {}
+
+
+async def body_of(request: web.Request, kind: type[B]) -> B:
+    """The request's JSON body, checked against `kind`; an empty body is an empty object."""
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise FedotaError("unsupported_encoding", "Send the body as plain JSON, without Content-Encoding.")
+    try:
+        return msgspec.json.decode(await request.read() or b"{}", type=kind)
+    except msgspec.ValidationError as error:
+        raise _invalid_field(error) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise FedotaError("invalid_request", f"The body is not JSON: {error}. Send a JSON object.") from None
+
+
+def _invalid_field(error: msgspec.ValidationError) -> FedotaError:
+    what, _, path = str(error).partition(" - at `$")
+    names = [path.rstrip("`").lstrip(".")] if path else []
+    if named := _NAMED_FIELD.search(what):
+        names.append(named[1])
+    field = ".".join(names) or "body"
+    return FedotaError("invalid_field", f"{field}: {what}. Correct it and send it again.", fields={field: what})
+
+
+def whole_number(request: web.Request, name: str, default: int, most: int = 2**62) -> int:
+    """A query parameter that counts something, at most `most`."""
+    text = request.query.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdecimal() and len(text) < 20):
+        what = f"expected a whole number, got {text[:40]!r}"
+        raise FedotaError("invalid_field", f"{name}: {what}.", fields={name: what})
+    return min(int(text), most)

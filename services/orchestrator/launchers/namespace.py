@@ -1,0 +1,151 @@
+"""The processes of one problem: a coordinator, and selectors that know its address."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import aiohttp
+
+from fedota.contracts.runtime import CoordinatorSettings, SelectorSettings
+from services.orchestrator.domain import COORDINATOR, Death, Infra, Spec, selector_names
+from services.orchestrator.launchers import Change
+from services.orchestrator.launchers.component import Component, Pace, Program
+
+BACKEND: Final = "processes"
+
+
+class Modules(NamedTuple):
+    """The programs that are launched."""
+
+    coordinator: str = "fedota.runtime.coordinator"
+    selector: str = "fedota.runtime.selector"
+
+
+class Access(NamedTuple):
+    """What the processes of a namespace reach the platform with, and know each other and their clients by."""
+
+    nats_url: str
+    nats_credentials: Path
+    token_key: str
+    key: str
+
+
+def coordinator_settings(spec: Spec, access: Access, port: int) -> CoordinatorSettings:
+    """What the coordinator is told."""
+    return CoordinatorSettings(
+        problem_id=spec.problem_id,
+        run=spec.run,
+        plan=spec.plan,
+        model=spec.model,
+        nats_url=access.nats_url,
+        nats_credentials=str(access.nats_credentials),
+        key=access.key,
+        port=port,
+    )
+
+
+def selector_settings(spec: Spec, access: Access, name: str, coordinator: str, port: int) -> SelectorSettings:
+    """What a selector is told."""
+    return SelectorSettings(
+        problem_id=spec.problem_id,
+        run=spec.run,
+        name=name,
+        coordinator=coordinator,
+        token_key=access.token_key,
+        key=access.key,
+        port=port,
+    )
+
+
+class Namespace:
+    """One run's processes, kept alive between `start` and `stop`; `tell` hears of every change."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        directory: Path,
+        access: Access,
+        modules: Modules,
+        tell: Callable[[Change], None],
+        http: aiohttp.ClientSession,
+        pace: Pace,
+    ) -> None:
+        self.spec = spec
+        self._tell = tell
+        self._moved = asyncio.Event()
+        self._coordinator_url = ""
+        self._task: asyncio.Task[None] | None = None
+
+        def component(name: str, module: str, settings: Callable[[int], CoordinatorSettings | SelectorSettings]) -> Component:
+            return Component(Program(name, module, directory / name, spec.run, settings), self._changed, http, pace)
+
+        self._coordinator = component(
+            COORDINATOR, modules.coordinator, lambda port: coordinator_settings(spec, access, port)
+        )
+        self._selectors = [
+            component(
+                name,
+                modules.selector,
+                lambda port, name=name: selector_settings(spec, access, name, self._coordinator_url, port),
+            )
+            for name in selector_names(spec.plan)
+        ]
+
+    @property
+    def infra(self) -> Infra:
+        """What there is of it now."""
+        components = [self._coordinator, *self._selectors]
+        return Infra(
+            namespace=self.spec.namespace,
+            run=self.spec.run,
+            backend=BACKEND,
+            answering={component.name: component.url for component in components if component.url},
+            failure=next((component.failure for component in components if component.failure), None),
+        )
+
+    def start(self) -> None:
+        """Begin to bring it up."""
+        self._task = asyncio.create_task(self._run(), name=self.spec.namespace)
+
+    async def stop(self, grace: float | None = None) -> None:
+        """End its processes, each with `grace` seconds to do so by itself: selectors first, they still have to talk."""
+        if self._task is None:
+            return
+        if not self._task.cancelling():  # a second cancellation would cut the grace of the first short
+            for component in (self._coordinator, *self._selectors):
+                component.grace = component.grace if grace is None else grace
+            self._task.cancel()
+        await asyncio.wait({self._task})
+
+    def check(self) -> None:
+        """Raise when nobody keeps the processes alive any more."""
+        if self._task and self._task.done() and not self._task.cancelled():
+            raise RuntimeError(f"{self.spec.namespace} is not watched any more: {self._task.exception()!r}")
+
+    async def _run(self) -> None:
+        async with _kept_alive([self._coordinator]):
+            await self._moved.wait()
+            while True:
+                self._moved.clear()
+                async with _kept_alive(self._selectors):
+                    await self._moved.wait()
+
+    def _changed(self, death: Death | None) -> None:
+        """Selectors are told their coordinator's address when they start: when it moves, they start again."""
+        if self._coordinator.url not in ("", self._coordinator_url):
+            self._coordinator_url = self._coordinator.url
+            self._moved.set()
+        self._tell(Change(namespace=self.spec.namespace, death=death))
+
+
+@asynccontextmanager
+async def _kept_alive(components: list[Component]) -> AsyncIterator[None]:
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(component.keep_alive()) for component in components]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()

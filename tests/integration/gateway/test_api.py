@@ -1,0 +1,291 @@
+"""The REST interface, against real servers."""
+
+import asyncio
+import gzip
+import io
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from fedota.contracts import commands
+from fedota.errors import FedotaError
+from fedota.events import orchestrator as infra
+from fedota.events.problems import ParticipationRequested, ProblemCompleted
+
+NEW = {
+    "name": "Tumours",
+    "description": "About",
+    "data_format": "csv",
+    "client_image": "registry.test/image",
+    "plan": {"rounds": 3, "goal_count": 2},
+}
+FILE = {"name": "model.safetensors", "size": 10, "sha256": "a" * 64, "role": "model"}
+
+
+async def test_a_problem_from_publication_to_start(platform: Any) -> None:
+    """Each command reaches its owner with the role as actor, and what it did can be read at its position."""
+    async with platform.client("setter") as setter, platform.client("organization") as organization:
+        made = await setter.post("/api/problems", json=NEW)
+        assert made.status == 201
+        problem_id = (await made.json())["problem_id"]
+        assert made.headers["Location"] == f"/api/problems/{problem_id}"
+        position = made.headers["Fedota-Position"]
+        read = await (await setter.get(f"/api/problems/{problem_id}", params={"at_least": position})).json()
+        assert (read["state"], read["setter"], read["plan"]["rounds"]) == ("draft", "setter", 3)
+
+        path = f"/api/problems/{problem_id}"
+        slots = await (await setter.post(f"{path}/uploads", json={"files": [FILE]})).json()
+        assert slots["slots"][0]["name"] == FILE["name"] and slots["seconds"] == 600
+        assert (await setter.post(f"{path}/files", json={"files": [FILE]})).status == 200
+        joined = await organization.post(f"{path}/participations", json={"organization": "Clinic A"})
+        assert joined.status == 201
+        member = f"{path}/participations/Clinic%20A"
+        assert (await setter.post(f"{member}/approve")).status == 200
+        started = await setter.post(f"{path}/start")
+        after = {"at_least": started.headers["Fedota-Position"]}
+        read = await (await setter.get(path, params=after)).json()
+        assert (read["state"], read["run"], read["infrastructure"]["state"]) == ("running", 1, "starting")
+        assert read["participations"] == {"approved": 1, "requested": 0}
+        stopped = await setter.post(f"{path}/stop", json={"reason": "enough"})
+        read = await (await setter.get(path, params={"at_least": stopped.headers["Fedota-Position"]})).json()
+        assert (read["state"], read["reason"]) == ("stopped", "enough")
+        actors = [(type(command).__name__, request.actor) for request, command in platform.requests]
+        assert ("CreateProblem", "setter") in actors and ("RequestParticipation", "organization") in actors
+
+
+async def test_a_problem_is_there_the_moment_after_it_was_published(platform: Any) -> None:
+    """Who does not ask for a position still does not get a 404 for what was just made."""
+    async with platform.client("setter") as setter:
+        for _ in range(5):
+            made = await (await setter.post("/api/problems", json=NEW)).json()
+            assert (await setter.get(f"/api/problems/{made['problem_id']}")).status == 200
+
+
+async def test_the_same_idempotency_key_names_the_same_problem(platform: Any) -> None:
+    """A retry must not publish a second problem; another role's same key is another request."""
+    async with platform.client("setter") as setter, platform.client("operator") as operator:
+        headers = {"Idempotency-Key": "once"}
+        ids = [
+            (await (await one.post("/api/problems", json=NEW, headers=headers)).json())["problem_id"]
+            for one in (setter, setter, operator)
+        ]
+        assert ids[0] == ids[1] != ids[2] and UUID(ids[0])
+        assert [request.key for request, _ in platform.requests] == ["once"] * 3
+        assert (await setter.post("/api/problems", json=NEW, headers={"Idempotency-Key": "x" * 201})).status == 422
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"name": ""}, "name"),
+        ({"plan": {"rounds": 0, "goal_count": 2}}, "plan.rounds"),
+        ({"plan": {"goal_count": 2}}, "plan.rounds"),
+        ({"surprise": 1}, "surprise"),
+        ({"client_image": 3}, "client_image"),
+    ],
+)
+async def test_wrong_fields_are_named(platform: Any, change: dict[str, Any], field: str) -> None:
+    """A refused body says which field and why, and no command is sent."""
+    async with platform.client("setter") as setter:
+        reply = await setter.post("/api/problems", json={**NEW, **change})
+        body = await reply.json(content_type="application/problem+json")
+        assert (reply.status, body["code"]) == (422, "invalid_field")
+        assert list(body["fields"]) == [field]
+        assert platform.requests == []
+
+
+async def test_bodies_that_are_no_json_or_too_large_are_refused(platform: Any) -> None:
+    """Nothing but plain JSON of at most a megabyte is read."""
+    async with platform.client("setter") as setter:
+
+        async def post(data: bytes, **headers: str) -> tuple[int, str]:
+            reply = await setter.post("/api/problems", data=io.BytesIO(data), headers=headers)
+            return reply.status, (await reply.json(content_type="application/problem+json"))["code"]
+
+        assert await post(b"{") == (400, "invalid_request")
+        assert await post(b"\xff") == (400, "invalid_request")
+        assert await post(b"[]") == (422, "invalid_field")
+        assert await post(b" " * 1_048_577) == (413, "too_large")
+        squeezed = gzip.compress(b" " * 10_000)
+        assert await post(squeezed, **{"Content-Encoding": "gzip"}) == (415, "unsupported_encoding")
+
+
+async def test_unknown_routes_and_methods_answer_problem_json(platform: Any) -> None:
+    """Whatever is asked for, the answer can be read by a program."""
+    async with platform.client("setter") as setter:
+        for method, path, status, code in [
+            ("GET", "/api/nothing", 404, "not_found"),
+            ("GET", "/nothing", 404, "not_found"),
+            ("PUT", "/api/problems", 405, "method_not_allowed"),
+            ("GET", "/api/problems/nothing", 404, "problem_not_found"),
+            ("GET", f"/api/problems/{uuid4()}", 404, "problem_not_found"),
+            ("GET", "/api/problems?limit=-1", 422, "invalid_field"),
+            ("GET", "/api/events?problem=x", 422, "invalid_field"),
+            ("POST", f"/api/problems/{uuid4()}/participations/%00/approve", 422, "invalid_field"),
+        ]:
+            reply = await setter.request(method, path)
+            body = await reply.json(content_type="application/problem+json")
+            assert (reply.status, body["code"], body["status"]) == (status, code, status), path
+        assert (await setter.put("/api/problems")).headers["Allow"] == "GET, POST"
+
+
+async def test_errors_of_services_pass_and_unforeseen_ones_keep_their_text(
+    platform: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service's own words reach the caller; those of a defect never do."""
+    async with platform.client("setter") as setter:
+        platform.refusal = FedotaError("unavailable", "Busy.", retry_after=7)
+        reply = await setter.post("/api/problems", json=NEW)
+        assert (reply.status, reply.headers["Retry-After"]) == (503, "7")
+        platform.refusal = FedotaError("problem_state", "It is running.")
+        reply = await setter.post(f"/api/problems/{uuid4()}/start")
+        assert (await reply.json(content_type=None))["detail"] == "It is running."
+
+        async def defect(*_: object) -> None:
+            raise RuntimeError("the password is 1234")
+
+        monkeypatch.setattr("gateway.reads.Reads.problems", defect)
+        reply = await setter.get("/api/problems")
+        assert reply.status == 500 and "1234" not in await reply.text()
+
+
+async def test_rounds_model_and_infrastructure(platform: Any) -> None:
+    """A round's newest state, its checkpoint as the model, and the log of a failure for those who may see it."""
+    problem_id = str(uuid4())
+    path = f"/api/problems/{problem_id}"
+    async with platform.client("setter") as setter, platform.client("organization") as organization:
+        position = await platform.record(*platform.story(problem_id)[:-1])
+        reply = await setter.get(f"{path}/model", params={"at_least": position})
+        assert (reply.status, (await reply.json(content_type=None))["code"]) == (409, "problem_state")
+        position = await platform.record(platform.round(problem_id, 4, "completed"))
+        rounds = await (await setter.get(f"{path}/rounds", params={"at_least": position})).json()
+        assert [(row["round"], row["stage"]) for row in rounds["rounds"]] == [(1, "completed")]
+        one = await (await setter.get(f"{path}/rounds/1")).json()
+        assert one["attempts"][0]["metrics"] == {"loss": 1.0}
+        assert (await setter.get(f"{path}/rounds/2")).status == 404
+        model = await (await setter.get(f"{path}/model")).json()
+        assert model == {
+            "url": "https://s3.test/k/1.safetensors",
+            "seconds": 600,
+            "run": 1,
+            "round": 1,
+            "key": "k/1.safetensors",
+            "sha256": "b" * 64,
+            "size": 9,
+        }
+        file = await (await organization.get(f"{path}/files/model.safetensors")).json()
+        assert file["url"] == "https://s3.test/k/model.safetensors"
+        assert (await organization.get(f"{path}/files/other")).status == 404
+
+        failed = infra.InfraFailed(problem_id=problem_id, run=1, namespace="ns", reason="no memory", log=["line"])
+        stopped = infra.InfraStopped(problem_id=problem_id, run=1, namespace="ns", reason="cleaned up")
+        position = await platform.record(failed, stopped)
+        seen = await (await setter.get(f"{path}/infrastructure", params={"at_least": position})).json()
+        assert (seen["state"], seen["failure"], seen["log"]) == ("stopped", "no memory", ["line"])
+        seen = await (await organization.get(f"{path}/infrastructure")).json()
+        assert (seen["failure"], "log" in seen) == ("no memory", False)
+        page = await (await organization.get("/api/events", params={"problem": problem_id, "limit": 1000})).json()
+        told = [event["data"]["log"] for event in page["events"] if event["type"] == "InfraFailed"]
+        assert told == [[]]
+
+
+async def test_the_join_kit_waits_for_approval_and_infrastructure(platform: Any) -> None:
+    """Each refusal says which step is missing; a token of another organization opens nothing."""
+    problem_id = str(uuid4())
+    path = f"/api/problems/{problem_id}/participations"
+    story = platform.story(problem_id)
+    async with platform.client("organization") as organization, platform.client("clinic") as clinic:
+
+        async def kit(name: str = "Clinic A", who: Any = organization, position: int = 0) -> tuple[int, Any]:
+            reply = await who.get(f"{path}/{name}/kit", params={"at_least": position})
+            return reply.status, await reply.json(content_type=None)
+
+        assert (await kit(position=await platform.record(*story[:2])))[1]["code"] == "participation_not_found"
+        assert (await kit(position=await platform.record(story[2])))[1]["code"] == "participation_state"
+        status, body = await kit(position=await platform.record(*story[3:5]))
+        assert (status, body["code"]) == (409, "problem_state") and "starting" in body["detail"]
+        position = await platform.record(story[5], ParticipationRequested(problem_id=problem_id, organization="B"))
+        status, body = await kit(position=position)
+        assert (status, body) == (
+            200,
+            {
+                "problem_id": problem_id,
+                "name": "Name",
+                "organization": "Clinic A",
+                "token": "a.b.c",
+                "selectors": ["http://s0"],
+                "expires": 2_000_000_000,
+            },
+        )
+        assert (await kit(who=clinic))[0] == 200
+        assert (await kit("B", who=clinic))[1]["code"] == "forbidden"
+        assert isinstance(platform.requests[-1][1], commands.IssueToken)
+        assert platform.requests[-1][0].actor == "organization:Clinic A"
+
+
+async def test_lists_are_paged(platform: Any) -> None:
+    """Nothing is left out and nothing comes twice over pages of problems, rounds and events."""
+    ids = [str(uuid4()) for _ in range(5)]
+    async with platform.client("operator") as operator:
+        position = 0
+        for problem_id in ids:
+            position = await platform.record(platform.story(problem_id)[0])
+        rounds = [platform.round(ids[0], number, "completed", number) for number in range(1, 6)]
+        position = await platform.record(*rounds)
+
+        async def pages(path: str, name: str, cursor: str) -> list[Any]:
+            found: list[Any] = []
+            params: dict[str, Any] = {"limit": 2, "at_least": position, "run": 1}
+            for _ in range(9):
+                body = await (await operator.get(path, params=params)).json()
+                found += body[name]
+                if not body[name] or body["next"] is None:
+                    return found
+                params[cursor] = body["next"]
+            raise AssertionError("the pages have no end")
+
+        assert [row["problem_id"] for row in await pages("/api/problems", "problems", "before")] == ids[::-1]
+        assert [row["round"] for row in await pages(f"/api/problems/{ids[0]}/rounds", "rounds", "after")] == [
+            1,
+            2,
+            3,
+            4,
+            5,
+        ]
+        positions = [event["position"] for event in await pages("/api/events", "events", "after")]
+        assert positions == list(range(1, position + 1))
+
+
+async def test_a_read_of_the_future_times_out_and_says_so(platform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A position that nothing has reached is not waited for for ever."""
+    wait = asyncio.wait_for
+    monkeypatch.setattr("fedota.kernel.projection.asyncio.wait_for", lambda work, _: wait(work, 0.1))
+    async with platform.client("setter") as setter:
+        reply = await setter.get("/api/problems", params={"at_least": 999})
+        assert (reply.status, reply.headers["Retry-After"]) == (504, "1")
+
+
+async def test_a_rebuild_gives_the_same_rows(platform: Any) -> None:
+    """The read model holds nothing that the log does not."""
+    problem_id = str(uuid4())
+    result = platform.story(problem_id)[4].model
+    lost = infra.InfraDegraded(
+        problem_id=problem_id, run=1, namespace="ns", component="selector-0", reason="r", log=["x"]
+    )
+    back = infra.InfraRecovered(problem_id=problem_id, run=1, namespace="ns", component="selector-0")
+    done = ProblemCompleted(problem_id=problem_id, run=1, rounds=1, model=result)
+    await platform.record(*platform.story(problem_id), lost, back, done)
+    projector = platform.projector
+    await projector.catch_up()
+    before = await platform.rows()
+    await projector.rebuild()
+    assert await platform.rows() == before
+    assert {name: len(rows) for name, rows in before.items()} == {
+        "problems": 1,
+        "files": 1,
+        "participations": 1,
+        "infrastructure": 2,
+        "rounds": 1,
+        "feed": 13,
+    }

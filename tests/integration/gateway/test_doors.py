@@ -1,0 +1,166 @@
+"""Who gets in, and where: the router's own table is walked, so a new route cannot be forgotten."""
+
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from gateway.auth import ACTIONS
+from gateway.routes import API, PAGES
+
+_OPEN = {"/livez", "/readyz", "/metrics", "/sign-in", "/static"}
+_PLACES = {"problem": str(uuid4()), "organization": "A", "name": "f", "round": "1"}
+_ROLES = ("setter", "organization", "operator")
+
+
+def _address(path: str) -> str:
+    return path.format(**_PLACES)
+
+
+async def test_no_route_is_open_that_should_not_be(platform: Any) -> None:
+    """Without a token the API answers 401 and pages lead to signing in; nothing reaches a service."""
+    seen = set()
+    async with platform.client(None) as nobody:
+        for route in platform.app.router.routes():
+            seen.add(route.resource.canonical)
+            if route.resource.canonical in _OPEN:
+                continue
+            reply = await nobody.request(route.method, _address(route.resource.canonical), allow_redirects=False)
+            if route.resource.canonical.startswith("/api"):
+                assert reply.status == 401, route
+                assert reply.headers["WWW-Authenticate"].startswith("Bearer")
+            else:
+                assert (reply.status, reply.headers["Location"].split("?")[0]) == (303, "/sign-in"), route
+        assert seen == _OPEN | {route.path for route in (*API, *PAGES)}
+        for path in ("/api/nothing", "/api", "/nothing", "/static/../app.py", "/static/nothing"):
+            assert (await nobody.get(path, allow_redirects=False)).status in (401, 303, 404), path
+    assert platform.requests == []
+
+
+async def test_open_routes_answer_without_a_token_and_tell_no_secret(platform: Any) -> None:
+    """Health, metrics, signing in, and the files that pages are made of."""
+    async with platform.client(None) as nobody:
+        for path in ("/livez", "/readyz", "/metrics", "/sign-in", "/static/style.css", "/static/page.js"):
+            reply = await nobody.get(path)
+            text = await reply.text()
+            assert reply.status == 200, (path, text)
+            assert "made-up" not in text and "fdt_" not in text
+
+
+@pytest.mark.parametrize("token", ["", "x", "fdt_setter_made_u", "Fdt_setter_made_up", "fdt_setter_made_up x", "ÿ"])
+async def test_a_wrong_token_opens_nothing(platform: Any, token: str) -> None:
+    """Only the very token does, whatever bytes are sent."""
+    async with platform.client(None) as nobody:
+        reply = await nobody.get("/api/problems", headers={"Authorization": f"Bearer {token}"})
+        assert reply.status == 401
+        basic = await nobody.get("/api/problems", headers={"Authorization": "Basic fdt_setter_made_up"})
+        assert basic.status == 401
+
+
+async def test_every_route_asks_the_table(platform: Any) -> None:
+    """For each route × role the answer is 403 exactly where the table says no."""
+    for role in _ROLES:
+        async with platform.client(role) as client:
+            for route in (*API, *PAGES):
+                if route.path == "/api/events/stream":
+                    continue
+                reply = await client.request(route.method, _address(route.path), allow_redirects=False)
+                assert (reply.status == 403) == (role not in ACTIONS[route.action]), (role, route)
+
+
+async def test_a_session_lets_a_browser_in_and_out(platform: Any) -> None:
+    """A pasted token becomes an opaque cookie that scripts cannot read; signing out makes it worthless."""
+    async with platform.client(None) as browser:
+        there = await browser.get(f"/problems/{_PLACES['problem']}", allow_redirects=False)
+        assert there.headers["Location"] == f"/sign-in?next=%2Fproblems%2F{_PLACES['problem']}"
+        same = {"Sec-Fetch-Site": "same-origin"}
+        wrong = await browser.post("/sign-in", data={"token": "wrong"}, headers=same)
+        assert wrong.status == 401 and "not known" in await wrong.text()
+        form = {"token": " fdt_setter_made_up\n", "next": "//evil.test"}
+        entered = await browser.post("/sign-in", data=form, headers=same, allow_redirects=False)
+        assert (entered.status, entered.headers["Location"]) == (303, "/")
+        cookie = entered.cookies["fedota"]
+        assert (cookie["httponly"], cookie["samesite"], cookie["path"]) == (True, "Strict", "/")
+        assert "fdt_" not in cookie.value and len(cookie.value) >= 43
+        assert (await browser.get("/api/problems")).status == 200
+        assert "No problem has been published yet" in await (await browser.get("/")).text()
+
+        again = await browser.post(
+            "/sign-in", data={"token": "fdt_setter_made_up"}, headers=same, allow_redirects=False
+        )
+        assert again.cookies["fedota"].value != cookie.value
+        stolen = {"Cookie": f"fedota={cookie.value}"}
+        async with platform.client(None) as thief:
+            assert (await thief.get("/api/problems", headers=stolen)).status == 401
+        kept = {"Cookie": f"fedota={again.cookies['fedota'].value}"}
+        assert (await browser.post("/sign-out", headers=same, allow_redirects=False)).status == 303
+        async with platform.client(None) as thief:
+            assert (await thief.get("/api/problems", headers=kept)).status == 401
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Sec-Fetch-Site": "same-origin"}, 404),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Origin": "https://evil.test"}, 403),
+        ({"Origin": "null"}, 403),
+        ({}, 403),
+    ],
+)
+async def test_another_site_cannot_use_a_session(platform: Any, headers: dict[str, str], status: int) -> None:
+    """A change that comes with the cookie must come from our own pages."""
+    async with platform.client(None) as browser:
+        same = {"Origin": platform.url}
+        await browser.post("/sign-in", data={"token": "fdt_setter_made_up"}, headers=same)
+        path = f"/api/problems/{uuid4()}/uploads"
+        files = {"files": [{"name": "f", "size": 1, "sha256": "a" * 64}]}
+        assert (await browser.post(path, json=files, headers=headers)).status == status
+        assert (await browser.post(path, json=files, headers=same)).status == 404
+
+
+async def test_a_signed_out_reader_is_told_no_more(platform: Any) -> None:
+    """An open stream ends with its session."""
+    async with platform.client(None) as browser:
+        same = {"Origin": platform.url}
+        await browser.post("/sign-in", data={"token": "fdt_setter_made_up"}, headers=same)
+        reply = await browser.get("/api/events/stream")
+        await browser.post("/sign-out", headers=same)
+        await platform.record(platform.story(str(uuid4()))[0])
+        assert b"ProblemCreated" not in await reply.content.read()
+
+
+async def test_pages_may_load_nothing_from_elsewhere(platform: Any) -> None:
+    """The content security policy is strict, and the pages keep to it: no inline script or style."""
+    problem_id = str(uuid4())
+    position = await platform.record(*platform.story(problem_id))
+    async with platform.client("setter") as setter:
+        for path in ("/", f"/problems/{problem_id}?at_least={position}", "/sign-in"):
+            reply = await setter.get(path)
+            text = await reply.text()
+            assert reply.status == 200
+            policy = reply.headers["Content-Security-Policy"]
+            assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
+            assert "style=" not in text and "<style" not in text and " onclick" not in text
+            assert text.count("<script") == text.count('<script type="module" src="/static/page.js">') == 1
+
+
+async def test_pages_show_words_of_others_as_words(platform: Any) -> None:
+    """Nothing that a setter or a client wrote becomes markup."""
+    problem_id = str(uuid4())
+    created = platform.story(problem_id)[0]
+    evil = type(created)(**{**{n: getattr(created, n) for n in created.__struct_fields__}, "name": "<b>x</b>"})
+    position = await platform.record(evil)
+    async with platform.client("operator") as operator:
+        for path in ("/", f"/problems/{problem_id}"):
+            text = await (await operator.get(f"{path}?at_least={position}")).text()
+            assert "<b>x" not in text and "&lt;b&gt;x" in text
+
+
+async def test_errors_on_pages_are_pages(platform: Any) -> None:
+    """Who reads pages reads errors there too; a program still gets problem+json."""
+    async with platform.client("setter") as setter:
+        page = await setter.get(f"/problems/{uuid4()}", headers={"Accept": "text/html"})
+        assert (page.status, page.content_type) == (404, "text/html")
+        assert "There is no such problem" in await page.text()

@@ -1,0 +1,97 @@
+"""The table of roles × actions, cell by cell, and tokens."""
+
+import hashlib
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+import pytest
+
+from fedota.errors import FedotaError
+from fedota.kernel.settings import SettingsError
+from gateway.auth import ACTIONS, Identity, Role, Token, Tokens, read_tokens
+from gateway.routes import API, PAGES
+
+_ROLES = ("setter", "organization", "operator")
+_TABLE = """
+                          setter organization operator
+read_problems             yes    yes          yes
+create_problem            yes    no           yes
+revise_problem            yes    no           yes
+start_problem             yes    no           yes
+stop_problem              yes    no           yes
+read_files                yes    yes          yes
+upload_files              yes    no           yes
+read_participations       yes    yes          yes
+request_participation     no     yes          no
+decide_participation      yes    no           yes
+fetch_kit                 no     yes          no
+read_infrastructure       yes    yes          yes
+read_infrastructure_log   yes    no           yes
+read_rounds               yes    yes          yes
+read_model                yes    no           yes
+read_events               yes    yes          yes
+sign_out                  yes    yes          yes
+"""
+_CELLS = [
+    (action, role, cell == "yes")
+    for action, *cells in map(str.split, _TABLE.strip().splitlines()[1:])
+    for role, cell in zip(_ROLES, cells, strict=True)
+]
+
+
+@pytest.mark.parametrize(("action", "role", "allowed"), _CELLS)
+def test_cell(action: str, role: Role, allowed: bool) -> None:
+    """What a role may do is what this table says, and the refusal names who may."""
+    identity = Identity(role=role)
+    assert identity.may(action) is allowed
+    if allowed:
+        identity.require(action)
+    else:
+        with pytest.raises(FedotaError) as refusal:
+            identity.require(action)
+        assert refusal.value.problem.code == "forbidden"
+        assert all(name in refusal.value.problem.detail for name in ACTIONS[action])
+
+
+def test_the_table_above_is_complete() -> None:
+    """No role, no action and no route is left out."""
+    assert {action for action, _, _ in _CELLS} == set(ACTIONS)
+    assert set(_ROLES) == set(get_args(Role))
+    assert {route.action for route in (*API, *PAGES)} | {"read_infrastructure_log"} == set(ACTIONS)
+
+
+def test_tokens_are_known_by_their_digest() -> None:
+    """The right token names its role; its digest does not open anything."""
+    digest = hashlib.sha256(b"secret").hexdigest()
+    tokens = Tokens([Token(role="operator", sha256="0" * 64), Token(role="setter", sha256=digest)])
+    assert tokens.identify("secret") == Identity(role="setter")
+    assert tokens.identify(digest) is None
+    assert tokens.identify("") is None
+    assert tokens.identify("\udcff") is None
+
+
+def test_a_token_of_one_organization_stands_for_no_other() -> None:
+    """A bound identity is refused for others; an unbound one is not."""
+    Identity(role="organization").require_organization("B")
+    bound = Identity(role="organization", organization="A")
+    bound.require_organization("A")
+    with pytest.raises(FedotaError, match="forbidden"):
+        bound.require_organization("B")
+    assert (bound.actor, Identity(role="setter").actor) == ("organization:A", "setter")
+
+
+def test_the_tokens_file(tmp_path: Path) -> None:
+    """It is read when only its owner may read it, and every fault of it says what to do."""
+    path = tmp_path / "tokens.json"
+    with pytest.raises(SettingsError, match="cannot be read"):
+        read_tokens(path)
+    path.write_bytes(msgspec.json.encode([{"role": "setter", "sha256": hashlib.sha256(b"t").hexdigest()}]))
+    path.chmod(0o644)
+    with pytest.raises(SettingsError, match="chmod 600"):
+        read_tokens(path)
+    path.chmod(0o600)
+    assert read_tokens(path).identify("t") == Identity(role="setter")
+    path.write_text('[{"role": "king", "sha256": ""}]')
+    with pytest.raises(SettingsError, match="role"):
+        read_tokens(path)
