@@ -220,7 +220,7 @@ async def platform(servers: Any, database_url: str, tmp_path: Path) -> AsyncIter
     """A gateway that runs, with an empty log."""
     keys = servers.nats_keys
     await migrate(database_url, dict.fromkeys(PROCESSES, _PASSWORD))
-    await _forget_stream(servers.nats_url, keys.get("relay"))
+    await _forget_stream(servers.nats_url, keys["anything"])
     made = Platform()
     settings = Settings(
         database_url=_as_role(database_url, "gateway"),

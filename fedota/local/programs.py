@@ -1,0 +1,93 @@
+"""Programs that are kept alive: started, waited for until they answer, started again when they end."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import structlog
+
+from fedota.kernel.files import last_lines
+from fedota.kernel.processes import Guarded, spawn
+from fedota.local.state import LocalError
+
+_POLL: Final = 0.03  # seconds
+_READY: Final = 60.0  # seconds: a small machine under load is slow, and a start that fails is noticed by its end
+_LONGEST_DELAY: Final = 10.0  # seconds
+_log = structlog.get_logger(__name__)
+
+
+class Program(NamedTuple):
+    """What to run in `directory`; `ready` says whether it answers."""
+
+    name: str
+    argv: Sequence[str]
+    directory: Path
+    ready: Callable[[], Awaitable[bool]]
+    env: Mapping[str, str] = {}
+    stop_signal: int = signal.SIGTERM
+    grace: float = 10.0
+
+    @property
+    def log(self) -> Path:
+        """Where it writes to."""
+        return self.directory / "log"
+
+
+@asynccontextmanager
+async def kept_alive(program: Program) -> AsyncIterator[None]:
+    """The program, answering, for as long as the block lasts. Raises `LocalError` when it does not start."""
+    process = await _started(program)
+    keeper = asyncio.create_task(_keep(program, process), name=f"keep {program.name}")
+    try:
+        yield
+    finally:
+        while not keeper.done():
+            keeper.cancel()
+            await asyncio.wait([keeper], timeout=program.grace + 20)
+
+
+async def _started(program: Program) -> Guarded:
+    process = await spawn(
+        program.argv,
+        directory=program.directory,
+        env=program.env,
+        log=program.log,
+        stop_signal=program.stop_signal,
+    )
+    try:
+        async with asyncio.timeout(_READY):
+            while not await program.ready():
+                if process.ended:
+                    raise LocalError(_failure(program, "ended before it answered"))
+                await asyncio.sleep(_POLL)
+    except TimeoutError:
+        await process.stop(program.grace)
+        raise LocalError(_failure(program, f"did not answer within {_READY:g} seconds")) from None
+    except BaseException:
+        await process.stop(program.grace)
+        raise
+    return process
+
+
+def _failure(program: Program, what: str) -> str:
+    lines = "\n".join(f"    {line}" for line in last_lines(program.log))
+    return f"{program.name} {what}. The end of {program.log}:\n{lines or '    (nothing)'}"
+
+
+async def _keep(program: Program, process: Guarded) -> None:
+    delay = 0.1
+    try:
+        while True:
+            code = await process.wait()
+            _log.warning("ended, and is started again", program=program.name, code=code)
+            await asyncio.sleep(delay)
+            with suppress(LocalError):
+                process = await _started(program)
+                delay = 0.1
+                continue
+            delay = min(2 * delay, _LONGEST_DELAY)
+    finally:
+        await process.stop(program.grace)

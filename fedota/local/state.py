@@ -1,0 +1,81 @@
+"""The data directory of a local platform: who holds it, and the ports and secrets that it remembers."""
+
+import fcntl
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from fedota.kernel.files import free_port, private_directory, write_private
+
+HOST: Final = "127.0.0.1"
+
+
+class LocalError(Exception):
+    """Something about the local platform that its user can mend; the message says how."""
+
+
+class Remembered(msgspec.Struct):
+    """What stays the same from one start to the next."""
+
+    ports: dict[str, int] = {}
+    secrets: dict[str, str] = {}
+
+
+class DataDirectory:
+    """Everything that a local platform keeps, in one directory for its owner alone."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = private_directory(path)
+        self._file = path / "state.json"
+        try:
+            self._remembered = msgspec.json.decode(self._file.read_bytes(), type=Remembered)
+        except FileNotFoundError:
+            self._remembered = Remembered()
+
+    def sub(self, name: str) -> Path:
+        """A directory in it."""
+        return private_directory(self.path / name)
+
+    def port(self, name: str) -> int:
+        """The port that `name` had before, or another one if somebody else has that now."""
+        port = free_port(HOST, self._remembered.ports.get(name, 0))
+        self._remembered.ports[name] = port
+        self._save()
+        return port
+
+    def secret(self, name: str) -> str:
+        """A random text that nobody else knows, always the same one for a name."""
+        if name not in self._remembered.secrets:
+            self._remembered.secrets[name] = secrets.token_urlsafe(32)
+            self._save()
+        return self._remembered.secrets[name]
+
+    def _save(self) -> None:
+        write_private(self._file, msgspec.json.encode(self._remembered))
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold the data directory: two platforms in one would take each other's servers away."""
+    with (private_directory(path) / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LocalError(
+                f"A platform is running in {path} already. Look with `fedota status`, stop it with `fedota down`, "
+                "or choose another place with --data-dir."
+            ) from None
+        yield
+
+
+def is_held(path: Path) -> bool:
+    """Whether a platform runs in this data directory."""
+    try:
+        with held(path):
+            return False
+    except LocalError:
+        return True

@@ -1,0 +1,106 @@
+"""The servers that tests run on: embedded ones, or containers where FEDOTA_TEST_SERVERS says so."""
+
+import os
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+
+from fedota.kernel.files import private_directory, write_private
+from fedota.kernel.nats_accounts import Permissions
+from fedota.local.nats_server import nats_server, platform_keys
+from fedota.local.seaweedfs import S3Access, seaweedfs
+from fedota.local.servers import Servers, embedded
+from fedota.local.state import DataDirectory
+
+ANYTHING: Final = "anything"  # a user of the platform's account whom nothing is denied; only tests have one
+
+
+class TestServers(NamedTuple):
+    """How to reach the servers of a test run; `admin_url` is a superuser's."""
+
+    __test__ = False
+
+    admin_url: str
+    nats_url: str
+    nats_keys: dict[str, Path]
+    nats_operator: Path
+    platform_account: str
+    s3: S3Access
+
+    @classmethod
+    def of(cls, servers: Servers) -> "TestServers":
+        """The same, as tests want it."""
+        nats = servers.nats
+        assert nats.operator is not None
+        keys = {**nats.keys, ANYTHING: _key_to_anything(nats.operator.parent)}
+        return cls(servers.database_url, nats.url, keys, nats.operator, nats.platform_account, servers.s3)
+
+
+def _key_to_anything(directory: Path) -> Path:
+    path = directory / f"{ANYTHING}.creds"
+    everything = Permissions(publish=[">"], subscribe=[">"])
+    write_private(path, platform_keys(directory).credentials(ANYTHING, everything).encode())
+    return path
+
+
+@asynccontextmanager
+async def running_servers(directory: Path) -> AsyncIterator[TestServers]:
+    """PostgreSQL, NATS and S3, new and empty."""
+    kind = os.environ.get("FEDOTA_TEST_SERVERS", "embedded")
+    data = DataDirectory(directory)
+    if kind == "containers":
+        with _containers(data) as servers:
+            yield TestServers.of(servers)
+    elif kind == "embedded":
+        async with embedded(data) as servers:
+            yield TestServers.of(servers)
+    else:
+        raise ValueError(f"FEDOTA_TEST_SERVERS is {kind!r}: say embedded or containers")
+
+
+@contextmanager
+def _containers(data: DataDirectory) -> Iterator[Servers]:
+    """The same servers as images, with the same configuration; their ports and files are those of this machine."""
+    from testcontainers.core.container import DockerContainer
+    from testcontainers.core.waiting_utils import wait_for_logs
+
+    bus, nats = nats_server(data)
+    store, s3 = seaweedfs(data)
+    password = data.secret("postgres")
+    with (
+        DockerContainer("postgres:18", network_mode="host")
+        .with_envs(POSTGRES_PASSWORD=password, PGPORT=str(port := data.port("postgres")))
+        .with_command("-c listen_addresses=127.0.0.1") as database,
+        _beside(DockerContainer("nats:2.15", network_mode="host"), bus.directory, "-c", bus.argv[-1]) as messages,
+        _beside(
+            DockerContainer("chrislusf/seaweedfs:4.48", network_mode="host"), store.directory, *store.argv[1:]
+        ) as blobs,
+    ):
+        wait_for_logs(database, "database system is ready to accept connections")
+        wait_for_logs(messages, "Server is ready")
+        wait_for_logs(blobs, "running and ready to use")
+        yield Servers(f"postgresql://postgres:{password}@127.0.0.1:{port}/postgres", nats, s3)
+
+
+def _beside(container: "DockerContainer", directory: Path, *arguments: str) -> "DockerContainer":  # type: ignore[name-defined]  # noqa: F821
+    """A container that finds its configuration where it stands on this machine."""
+    path = str(private_directory(directory))
+    return container.with_volume_mapping(path, path, "rw").with_kwargs(working_dir=path).with_command(list(arguments))
+
+
+@asynccontextmanager
+async def fresh_database(admin_url: str) -> AsyncIterator[str]:
+    """The URL of an empty database, as a superuser; gone afterwards, with whoever is still connected."""
+    name = f"test_{secrets.token_hex(8)}"
+    connection = await asyncpg.connect(admin_url)
+    try:
+        await connection.execute(f"create database {name} template template0")
+        yield urlunsplit(urlsplit(admin_url)._replace(path=f"/{name}"))
+        await connection.execute(f"drop database {name} with (force)")
+    finally:
+        await connection.close()
