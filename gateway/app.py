@@ -16,10 +16,11 @@ from fedota.kernel.service import Service, attach
 from gateway import pages
 from gateway.auth import read_tokens
 from gateway.guard import guard
+from gateway.health import reasons_stay_here
 from gateway.parts import HEARTBEAT, PARTS, Parts
 from gateway.projection import PROJECTION
 from gateway.reads import Reads
-from gateway.routes import API, PAGES
+from gateway.routes import ACTIONS_OF, API, PAGES
 from gateway.sessions import Sessions
 from gateway.settings import Settings
 from gateway.stream import Feed
@@ -27,10 +28,6 @@ from gateway.web_errors import BODY_LIMIT, problems
 
 _STATIC: Final = Path(__file__).parent / "static"
 _SECURITY_HEADERS: Final = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-    ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -41,20 +38,18 @@ _SECURITY_HEADERS: Final = {
 def create_app(settings: Settings) -> web.Application:
     """The gateway, ready to be served."""
     tokens, sessions = read_tokens(settings.tokens_file), Sessions(settings.https)
-    routes = (*API, *PAGES)
-    actions = {(route.method, route.path): route.action for route in routes}
-    app = web.Application(
-        middlewares=[pages.error_pages, problems, guard(tokens, sessions, actions)], client_max_size=BODY_LIMIT
-    )
+    middlewares = [pages.error_pages, problems, guard(tokens, sessions, ACTIONS_OF), reasons_stay_here]
+    app = web.Application(middlewares=middlewares, client_max_size=BODY_LIMIT)
     app[HEARTBEAT] = settings.heartbeat
     app[pages.ENTRANCE] = pages.Entrance(tokens, sessions)
-    app[pages.TEMPLATES] = pages.load_templates()
-    for route in routes:
-        app.router.add_route(route.method, route.path, route.handler)
+    app[pages.TEMPLATES] = pages.load_templates(uploads=bool(settings.s3_url))
+    for route in (*API, *PAGES):
+        for method in route.methods:
+            app.router.add_route(method, route.path, route.handler)
     app.router.add_get("/sign-in", pages.show_sign_in)
     app.router.add_post("/sign-in", pages.sign_in)
     app.router.add_static("/static", _STATIC)
-    app.on_response_prepare.append(_add_headers)
+    app.on_response_prepare.append(partial(_add_headers, _content_security_policy(settings.s3_url)))
     app.on_shutdown.append(_end_streams)
     attach(app, Service("gateway"), settings, partial(_resources, app))
     return app
@@ -77,8 +72,17 @@ async def _resources(app: web.Application, service: Service, settings: Settings)
             yield
 
 
-async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+def _content_security_policy(s3_url: str) -> str:
+    """Pages load nothing from elsewhere; all that they send elsewhere is files, to the object store."""
+    return (
+        f"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self' {s3_url}; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    )
+
+
+async def _add_headers(policy: str, request: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(_SECURITY_HEADERS)
+    response.headers["Content-Security-Policy"] = policy
     # a page may hold what only its reader may see; a static file is asked for again, and mostly not changed
     response.headers.setdefault("Cache-Control", "no-cache" if request.path.startswith("/static/") else "no-store")
 

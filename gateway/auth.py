@@ -16,6 +16,7 @@ Role = Literal["setter", "organization", "operator"]
 _EVERYBODY: Final[frozenset[Role]] = frozenset({"setter", "organization", "operator"})
 _SETTERS: Final[frozenset[Role]] = frozenset({"setter", "operator"})
 _ORGANIZATIONS: Final[frozenset[Role]] = frozenset({"organization"})
+_OPERATORS: Final[frozenset[Role]] = frozenset({"operator"})
 
 ACTIONS: Final[dict[str, frozenset[Role]]] = {
     "read_problems": _EVERYBODY,
@@ -34,6 +35,7 @@ ACTIONS: Final[dict[str, frozenset[Role]]] = {
     "read_rounds": _EVERYBODY,
     "read_model": _SETTERS,
     "read_events": _EVERYBODY,
+    "read_metrics": _OPERATORS,
     "sign_out": _EVERYBODY,
 }
 
@@ -78,6 +80,10 @@ class Token(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     role: Role
     sha256: Digest
     organization: Organization | None = None
+
+    def __post_init__(self) -> None:
+        if self.organization is not None and self.role != "organization":
+            raise ValueError(f"a token of the role {self.role} stands for no organization, not for {self.organization}")
 
 
 class Tokens:

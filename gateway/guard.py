@@ -13,7 +13,8 @@ from gateway.parts import IDENTITY, STILL_IN
 from gateway.sessions import Sessions, require_same_origin
 from gateway.web_errors import Handler
 
-OPEN: Final = frozenset({"/livez", "/readyz", "/metrics", "/sign-in", "/static"})
+# /readyz is open for load balancers and probes: see `gateway.health` for what it keeps to itself
+OPEN: Final = frozenset({"/livez", "/readyz", "/sign-in", "/static"})
 
 
 def guard(tokens: Tokens, sessions: Sessions, actions: Mapping[tuple[str, str], str]) -> Middleware:
@@ -56,7 +57,7 @@ def _identify(request: web.Request, tokens: Tokens, sessions: Sessions) -> Ident
 
 
 def _refuse(request: web.Request) -> web.StreamResponse:
-    if request.path == "/api" or request.path.startswith("/api/"):
+    if request.path in ("/api", "/metrics") or request.path.startswith("/api/"):
         raise FedotaError("unauthenticated", "Send a valid token in the header Authorization: Bearer <token>.")
     wanted = f"?{urlencode({'next': request.path})}" if request.method == "GET" and request.path != "/" else ""
     return web.Response(status=303, headers={"Location": f"/sign-in{wanted}", "Cache-Control": "no-store"})

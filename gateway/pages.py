@@ -1,6 +1,7 @@
 """The web pages: rendered here, kept up to date by the module in `static/live.js`."""
 
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -8,17 +9,19 @@ import jinja2
 import msgspec
 from aiohttp import web
 
+from fedota.errors import FedotaError
 from fedota.events import CATALOGUE
 from gateway.auth import Identity, Tokens
 from gateway.parts import IDENTITY, problem_id_of, reads_of
 from gateway.queries import fresh
 from gateway.reads import Row, without_logs
 from gateway.sessions import Sessions
-from gateway.web_errors import Handler
+from gateway.web_errors import Handler, require_plain, whole_number
 
 _SHOWN_PROBLEMS: Final = 200
 _SHOWN_ATTEMPTS: Final = 100
 _SHOWN_EVENTS: Final = 60
+_FORM_LIMIT: Final = 4096
 _PLACE: Final = re.compile(r"/(?:problems/[0-9a-f-]{36})?")  # where signing in may lead: our own pages only
 _COUNTED_STAGES: Final = {"selection": "waiting", "configuration": "selected"}
 
@@ -34,8 +37,8 @@ ENTRANCE: Final = web.AppKey("entrance", Entrance)
 TEMPLATES: Final = web.AppKey("templates", jinja2.Environment)
 
 
-def load_templates() -> jinja2.Environment:
-    """The templates; a name that the code did not give them is an error."""
+def load_templates(uploads: bool) -> jinja2.Environment:
+    """The templates; a name that the code did not give them is an error. `uploads`: whether pages may send files."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gateway"),
         autoescape=True,
@@ -44,7 +47,7 @@ def load_templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"moment": _moment, "share": _share, "short": _short, "points": _points}
-    environment.globals["event_types"] = " ".join(CATALOGUE)
+    environment.globals |= {"event_types": " ".join(CATALOGUE), "uploads": uploads}
     return environment
 
 
@@ -53,8 +56,11 @@ async def show_problems(request: web.Request) -> web.Response:
     """All problems, each with its state and latest round."""
     reads = reads_of(request)
     position = reads.position  # before the rows are read: what comes meanwhile is shown again, not missed
-    problems = await reads.problems(2**62, _SHOWN_PROBLEMS)
-    return _page(request, "problems.html", position=position, problems=problems)
+    before = whole_number(request, "before", 2**62)
+    problems = await reads.problems(before, _SHOWN_PROBLEMS)
+    older = problems[-1]["position"] if len(problems) == _SHOWN_PROBLEMS else None
+    here = f"/?before={before}" if "before" in request.query else "/"
+    return _page(request, "problems.html", position=position, problems=problems, older=older, here=here)
 
 
 @fresh
@@ -63,6 +69,7 @@ async def show_problem(request: web.Request) -> web.Response:
     reads, problem_id = reads_of(request), problem_id_of(request)
     position = reads.position
     problem = await reads.problem(problem_id)
+    participations = await reads.participations(problem_id)
     rounds = await reads.last_rounds(problem_id, problem["run"], _SHOWN_ATTEMPTS)
     return _page(
         request,
@@ -70,7 +77,9 @@ async def show_problem(request: web.Request) -> web.Response:
         position=position,
         problem=problem,
         files=await reads.files(problem_id),
-        participations=await reads.participations(problem_id),
+        participations=participations,
+        taking_part={row["organization"] for row in participations if row["state"] in ("requested", "approved")},
+        has_checkpoint=await reads.newest_checkpoint(problem_id) is not None,
         infrastructure=_visible(request, await reads.infrastructure(problem_id, problem["run"])),
         rounds=rounds,
         progress=progress(rounds[0]) if rounds else None,
@@ -87,7 +96,7 @@ async def show_sign_in(request: web.Request) -> web.Response:
 
 async def sign_in(request: web.Request) -> web.Response:
     """Trade a token for a session."""
-    form = await request.post()
+    form = await _form(request)
     wanted = str(form.get("next", "/"))
     tokens, sessions = request.app[ENTRANCE]
     identity = tokens.identify(str(form.get("token", "")).strip())
@@ -97,6 +106,16 @@ async def sign_in(request: web.Request) -> web.Response:
     response = _see(wanted if _PLACE.fullmatch(wanted) else "/")
     sessions.start(request, response, identity)
     return response
+
+
+async def _form(request: web.Request) -> Mapping[str, object]:
+    """The form that a browser sends. Anybody may send one: it is small and plain, or not read."""
+    require_plain(request)
+    if request.content_type != "application/x-www-form-urlencoded" or request.charset not in (None, "utf-8"):
+        raise FedotaError("invalid_request", "Signing in takes a form: application/x-www-form-urlencoded, in UTF-8.")
+    if request.content_length is None or request.content_length > _FORM_LIMIT:
+        raise FedotaError("too_large", f"The form may have at most {_FORM_LIMIT} bytes, and says how many it has.")
+    return await request.post()
 
 
 async def sign_out(request: web.Request) -> web.Response:

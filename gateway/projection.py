@@ -206,6 +206,11 @@ async def _write(connection: Connection, event: Event, _: EventData) -> None:
         await _apply(connection, change)
 
 
+def _storable(row: dict[str, Any]) -> list[Any]:
+    """The row's values, without the one character that PostgreSQL's text cannot hold: a process may log anything."""
+    return [value.replace("\0", "\ufffd") if isinstance(value, str) else value for value in row.values()]
+
+
 async def _apply(connection: Connection, change: Change) -> None:
     match change:
         case Put(table, key, values, defaults):
@@ -215,17 +220,16 @@ async def _apply(connection: Connection, change: Change) -> None:
             await connection.execute(
                 f"insert into {table} ({', '.join(row)}) values ({holders})"  # noqa: S608 - names are ours
                 f" on conflict ({', '.join(key)}) do update set {updates}",
-                *row.values(),
+                *_storable(row),
             )
         case Set(table, key, values):
             updates = ", ".join(f"{name} = ${number}" for number, name in enumerate(values, len(key) + 1))
             await connection.execute(
                 f"update {table} set {updates} where {_where(key)}",  # noqa: S608 - names are ours
-                *key.values(),
-                *values.values(),
+                *_storable({**key, **values}),
             )
         case Drop(table, key):
-            await connection.execute(f"delete from {table} where {_where(key)}", *key.values())  # noqa: S608
+            await connection.execute(f"delete from {table} where {_where(key)}", *_storable(key))  # noqa: S608
 
 
 def _where(key: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from aiohttp import web
 from fedota.contracts.commands import Download, IssuedToken, IssueToken, PresignDownload
 from fedota.contracts.kit import Kit
 from fedota.errors import FedotaError
+from fedota.events import CATALOGUE
 from gateway.parts import (
     HEARTBEAT,
     IDENTITY,
@@ -22,7 +23,7 @@ from gateway.parts import (
     reads_of,
 )
 from gateway.reads import Row, is_problem_id, without_logs
-from gateway.stream import send
+from gateway.stream import Filter, send
 from gateway.web_errors import Handler, whole_number
 
 _INT: Final = 2**31 - 1
@@ -125,14 +126,21 @@ async def list_rounds(request: web.Request) -> web.Response:
 @fresh
 async def get_round(request: web.Request) -> web.Response:
     """One round: every attempt of it."""
-    problem = await _problem(request)
-    text = request.match_info["round"]
-    number = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0
+    problem, number = await _problem(request), _round_number(request)
     run = _run(request, problem)
     attempts = await reads_of(request).rounds(problem["problem_id"], run, after=number - 1, limit=1) if number else []
     if not attempts:
-        raise FedotaError("not_found", f"Run {run} of this problem has no round {text[:20]} yet. Look at its rounds.")
+        raise FedotaError("not_found", f"Run {run} of this problem has no such round yet. Look at its rounds.")
     return answer({"run": run, "round": number, "attempts": attempts})
+
+
+@fresh
+async def get_checkpoint(request: web.Request) -> web.Response:
+    """Where to download the checkpoint of a completed round from."""
+    problem, number = await _problem(request), _round_number(request)
+    run = _run(request, problem)
+    checkpoint = await reads_of(request).checkpoint(problem["problem_id"], run, number)
+    return await _checkpoint(request, problem["problem_id"], {"run": run, "round": number}, checkpoint)
 
 
 @fresh
@@ -142,16 +150,15 @@ async def get_model(request: web.Request) -> web.Response:
     newest = await reads_of(request).newest_checkpoint(problem["problem_id"])
     if newest is None:
         raise FedotaError("problem_state", "No round has completed yet, so there is no model. Wait for the first one.")
-    download = await _download(request, problem["problem_id"], newest["checkpoint"]["key"])
-    address = {"url": download.url, "seconds": download.seconds}
-    return answer({**address, "run": newest["run"], "round": newest["round"], **newest["checkpoint"]})
+    which = {"run": newest["run"], "round": newest["round"]}
+    return await _checkpoint(request, problem["problem_id"], which, newest["checkpoint"])
 
 
 @fresh
 async def list_events(request: web.Request) -> web.Response:
     """The log past a position; `next` is the `after` of the following page."""
     after, limit = whole_number(request, "after", 0), whole_number(request, "limit", 100, most=_MOST)
-    items = await request.app[PARTS].feed.page(_asked_problem(request), after, limit)
+    items = await request.app[PARTS].feed.page(_wanted(request), after, limit)
     logs = request[IDENTITY].may("read_infrastructure_log")
     events = [msgspec.Raw(item.full if logs else item.public) for item in items]
     return answer({"events": events, "next": items[-1].position if items else after})
@@ -162,7 +169,7 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
     after = whole_number(request, "after", 0)
     if (last := request.headers.get("Last-Event-ID", "")).isascii() and last.isdecimal() and len(last) < 19:
         after = int(last)
-    batches = request.app[PARTS].feed.follow(_asked_problem(request), after, request.app[HEARTBEAT])
+    batches = request.app[PARTS].feed.follow(_wanted(request), after, request.app[HEARTBEAT])
     logs = request[IDENTITY].may("read_infrastructure_log")
     return await send(request, batches, logs=logs, welcome=request[STILL_IN])
 
@@ -175,11 +182,14 @@ def _run(request: web.Request, problem: Row) -> int:
     return whole_number(request, "run", problem["run"], most=_INT)
 
 
-def _asked_problem(request: web.Request) -> str | None:
-    problem_id = request.query.get("problem")
+def _wanted(request: web.Request) -> Filter:
+    problem_id, types = request.query.get("problem"), tuple(request.query.getall("type", ())) or None
     if problem_id is not None and not is_problem_id(problem_id):
         raise FedotaError("invalid_field", "problem: it is not a problem's id.", fields={"problem": "expected a UUID"})
-    return problem_id
+    if unknown := set(types or ()) - set(CATALOGUE):
+        what = f"there is no event type {min(unknown)[:40]!r}"
+        raise FedotaError("invalid_field", f"type: {what}. docs/api.md lists them.", fields={"type": what})
+    return Filter(problem_id, types)
 
 
 def _for_eyes_of(request: web.Request, infrastructure: Row) -> Row:
@@ -189,6 +199,17 @@ def _for_eyes_of(request: web.Request, infrastructure: Row) -> Row:
 async def _download(request: web.Request, problem_id: str, key: str) -> Download:
     reply = await command(request, PresignDownload(problem_id=problem_id, key=key))
     return msgspec.convert(reply.result, Download)
+
+
+async def _checkpoint(request: web.Request, problem_id: str, which: Row, checkpoint: Row) -> web.Response:
+    download = await _download(request, problem_id, checkpoint["key"])
+    return answer({"url": download.url, "seconds": download.seconds, **which, **checkpoint})
+
+
+def _round_number(request: web.Request) -> int:
+    """The round in the address; 0 when nothing could have that number."""
+    text = request.match_info["round"]
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0
 
 
 async def _require_approved(request: web.Request, problem_id: str, organization: str) -> None:

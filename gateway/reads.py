@@ -151,6 +151,19 @@ class Reads:
         )
         return rows[0] if rows else None
 
+    async def checkpoint(self, problem_id: str, run: int, number: int) -> Row:
+        """The checkpoint of a completed round. Raises `not_found`."""
+        rows = await self._rows(
+            f"{_ROUND} where problem_id = $1 and run = $2 and round = $3 and checkpoint is not null",
+            problem_id,
+            run,
+            number,
+        )
+        if not rows:
+            raise FedotaError("not_found", f"Run {run} has no checkpoint of round {number}. Look at its rounds.")
+        checkpoint: Row = rows[0]["checkpoint"]
+        return checkpoint
+
     async def _rows(self, query: str, *arguments: object) -> list[Row]:
         return [_row(record) for record in await self._pool.fetch(query, *arguments)]
 
@@ -159,8 +172,9 @@ class Reads:
 
     async def _latest_rounds(self, problem_ids: list[str]) -> dict[str, Row]:
         records = await self._pool.fetch(
-            "select distinct on (problem_id) * from rounds where problem_id = any($1)"
-            " order by problem_id, run desc, round desc, attempt desc",
+            # one step in the primary key a problem, however many rounds it has had
+            "select latest.* from unnest($1::text[]) as asked (id) cross join lateral (select * from rounds"
+            " where problem_id = asked.id order by run desc, round desc, attempt desc limit 1) latest",
             problem_ids,
         )
         return {record["problem_id"]: _row(record) for record in records}

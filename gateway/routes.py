@@ -7,12 +7,21 @@ from gateway.web_errors import Handler
 
 
 class Route(NamedTuple):
-    """One row of the table. `action` is a key of `gateway.auth.ACTIONS`."""
+    """One row of the table. `action` is a key of `gateway.auth.ACTIONS`.
+
+    What answers GET answers HEAD too, but for what never ends (`endless`).
+    """
 
     method: str
     path: str
     action: str
     handler: Handler
+    endless: bool = False
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that it answers."""
+        return ("GET", "HEAD") if self.method == "GET" and not self.endless else (self.method,)
 
 
 _PROBLEM: Final = "/api/problems/{problem}"
@@ -38,12 +47,18 @@ API: Final = (
     Route("GET", f"{_PROBLEM}/infrastructure", "read_infrastructure", queries.get_infrastructure),
     Route("GET", f"{_PROBLEM}/rounds", "read_rounds", queries.list_rounds),
     Route("GET", f"{_PROBLEM}/rounds/{{round}}", "read_rounds", queries.get_round),
+    Route("GET", f"{_PROBLEM}/rounds/{{round}}/checkpoint", "read_model", queries.get_checkpoint),
     Route("GET", f"{_PROBLEM}/model", "read_model", queries.get_model),
     Route("GET", "/api/events", "read_events", queries.list_events),
-    Route("GET", "/api/events/stream", "read_events", queries.stream_events),
+    Route("GET", "/api/events/stream", "read_events", queries.stream_events, endless=True),
 )
 PAGES: Final = (
     Route("GET", "/", "read_problems", pages.show_problems),
     Route("GET", "/problems/{problem}", "read_problems", pages.show_problem),
     Route("POST", "/sign-out", "sign_out", pages.sign_out),
 )
+# every process has this route; at this door it tells how much goes on, which is the operator's business
+_METRICS: Final = {("GET", "/metrics"): "read_metrics", ("HEAD", "/metrics"): "read_metrics"}
+ACTIONS_OF: Final = {
+    (method, route.path): route.action for route in (*API, *PAGES) for method in route.methods
+} | _METRICS

@@ -11,7 +11,7 @@ import structlog
 from aiohttp import web
 
 from fedota.errors import FedotaError
-from fedota.events import encode, to_json
+from fedota.events import CATALOGUE, encode, to_json
 from fedota.kernel.event_log import DISCONNECTED, EventLog
 from fedota.kernel.projection import Projector
 
@@ -19,7 +19,7 @@ _PAGE: Final = 500  # events read at once
 _QUEUE: Final = 1000  # events that wait for one slow reader; with more it goes back to reading the log
 _WATCHERS: Final = 2000  # streams at once
 _WRITE_SECONDS: Final = 30.0  # a reader that takes nothing for so long has gone
-_LOGGING: Final = frozenset({"InfraFailed", "InfraDegraded"})
+_LOGGING: Final = frozenset(name for name, kind in CATALOGUE.items() if "log" in kind.data.__struct_fields__)
 _OWNERS: Final = ("problems", "storage", "orchestrator", "rounds")
 _HEADERS: Final = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -61,18 +61,35 @@ def streams_of(problem_id: str) -> list[str]:
     return [f"{owner}/{problem_id}" for owner in _OWNERS]
 
 
+class Filter(NamedTuple):
+    """Which events a reader asks for; None stands for all."""
+
+    problem_id: str | None = None
+    types: tuple[str, ...] | None = None
+
+    @property
+    def subjects(self) -> list[str] | None:
+        """The log's streams that they are in."""
+        return streams_of(self.problem_id) if self.problem_id else None
+
+    def fits(self, item: Item) -> bool:
+        """Whether it is asked for."""
+        of_problem = self.problem_id is None or item.subject.partition("/")[2] == self.problem_id
+        return of_problem and (self.types is None or item.type in self.types)
+
+
 class _Watcher:
     """One reader's place in the feed: what waits for it, and whether that overflowed."""
 
-    def __init__(self, subjects: frozenset[str] | None) -> None:
-        self._subjects = subjects
+    def __init__(self, wanted: Filter) -> None:
+        self._wanted = wanted
         self._items: list[Item] = []
         self._wake = asyncio.Event()
         self.overflowed = False
 
     def offer(self, items: list[Item]) -> None:
         """Keep what concerns this reader; when it is too much, keep nothing and say so."""
-        fitting = [item for item in items if self._subjects is None or item.subject in self._subjects]
+        fitting = [item for item in items if self._wanted.fits(item)]
         if len(self._items) + len(fitting) > _QUEUE:
             self._items.clear()
             self.overflowed = True
@@ -136,19 +153,19 @@ class Feed:
                 watcher.offer(items)
             position = items[-1].position
 
-    async def page(self, problem_id: str | None, after: int, limit: int) -> list[Item]:
-        """Events past position `after`, of one problem or of all."""
-        subjects = streams_of(problem_id) if problem_id else None
-        return [Item.of(record) for record in await self._log.records(after, limit=limit, subjects=subjects)]
+    async def page(self, wanted: Filter, after: int, limit: int) -> list[Item]:
+        """Events past position `after`."""
+        records = await self._log.records(after, limit=limit, subjects=wanted.subjects, types=wanted.types)
+        return [Item.of(record) for record in records]
 
-    async def follow(self, problem_id: str | None, after: int, heartbeat: float) -> AsyncGenerator[list[Item], None]:
+    async def follow(self, wanted: Filter, after: int, heartbeat: float) -> AsyncGenerator[list[Item], None]:
         """Events past `after`, each once and in order; an empty list is a sign of life. Ends when the feed closes."""
-        with self._watch(problem_id) as watcher:
+        with self._watch(wanted) as watcher:
             yield []
             while not self.closed:
                 # the watcher collects already while the log is read: nothing falls between the two
                 watcher.overflowed = False
-                while items := await self.page(problem_id, after, _PAGE):
+                while items := await self.page(wanted, after, _PAGE):
                     after = items[-1].position
                     yield items
                 while not (self.closed or watcher.overflowed):
@@ -157,10 +174,10 @@ class Feed:
                     yield items
 
     @contextmanager
-    def _watch(self, problem_id: str | None) -> Iterator[_Watcher]:
+    def _watch(self, wanted: Filter) -> Iterator[_Watcher]:
         if len(self._watchers) >= _WATCHERS:
             raise FedotaError("unavailable", "Too many event streams are open. Try again in a minute.", retry_after=60)
-        watcher = _Watcher(frozenset(streams_of(problem_id)) if problem_id else None)
+        watcher = _Watcher(wanted)
         self._watchers.add(watcher)
         try:
             yield watcher
@@ -182,8 +199,11 @@ async def send(
                 break
             frames = b"".join(item.frame(logs) for item in items) or b": alive\n\n"
             try:
-                await asyncio.wait_for(response.write(frames), _WRITE_SECONDS)
+                async with asyncio.timeout(_WRITE_SECONDS):
+                    await response.write(frames)
             except (TimeoutError, ConnectionError):
                 _log.debug("a reader of the event stream has gone")
+                if request.transport is not None:  # ending it politely would wait for that reader, for ever
+                    request.transport.abort()
                 break
     return response

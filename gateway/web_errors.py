@@ -1,8 +1,9 @@
 """Every error that leaves the gateway is problem+json, and nothing else leaves it."""
 
+import json
 import re
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 import structlog
@@ -54,30 +55,61 @@ def problem_response(problem: Problem, headers: dict[str, str] | None = None) ->
 def _of_http(request: web.Request, error: web.HTTPException) -> FedotaError:
     match error:
         case web.HTTPNotFound():
-            return FedotaError("not_found", f"There is nothing at {request.path}. docs/api.md lists what there is.")
+            return FedotaError("not_found", f"There is nothing at {_place(request)}. docs/api.md lists what there is.")
+        case web.HTTPForbidden():  # a folder of static files
+            return FedotaError("not_found", f"There is nothing to read at {_place(request)}.")
         case web.HTTPMethodNotAllowed():
             allowed = ", ".join(sorted(error.allowed_methods))
-            return FedotaError("method_not_allowed", f"{request.path} answers {allowed}, not {request.method}.")
+            return FedotaError("method_not_allowed", f"{_place(request)} answers {allowed}, not {request.method}.")
         case web.HTTPRequestEntityTooLarge():
             return FedotaError("too_large", f"A body may have at most {BODY_LIMIT} bytes. Files go to upload slots.")
         case _:
             return FedotaError("invalid_request", f"The request was refused: {error.reason}.")
 
 
+def _place(request: web.Request) -> str:
+    """The address as it may be repeated: bounded, and without the bytes that no text can hold."""
+    return request.path.encode("utf-8", "replace").decode()[:200]
+
+
 def _allow(error: web.HTTPException) -> dict[str, str]:
     return {"Allow": ", ".join(sorted(error.allowed_methods))} if isinstance(error, web.HTTPMethodNotAllowed) else {}
 
 
+def require_plain(request: web.Request) -> None:
+    """Refuse a body that would have to be unpacked first: 50 kB can hide 50 MB."""
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise FedotaError("unsupported_encoding", "Send the body as it is, without Content-Encoding.")
+
+
 async def body_of(request: web.Request, kind: type[B]) -> B:
     """The request's JSON body, checked against `kind`; an empty body is an empty object."""
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise FedotaError("unsupported_encoding", "Send the body as plain JSON, without Content-Encoding.")
+    require_plain(request)
+    body = await request.read() or b"{}"
     try:
-        return msgspec.json.decode(await request.read() or b"{}", type=kind)
+        found = msgspec.json.decode(body, type=kind)
+        json.loads(body, object_pairs_hook=_unambiguous)
     except msgspec.ValidationError as error:
         raise _invalid_field(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise FedotaError("invalid_request", f"The body is not JSON: {error}. Send a JSON object.") from None
+    except RecursionError:
+        raise FedotaError("invalid_request", "The body is nested too deeply. Send a flatter JSON object.") from None
+    return found
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> None:
+    """Refuse what two readers would read differently: a field that is there twice, or the character U+0000."""
+    seen = set()
+    for name, value in pairs:
+        if name in seen:
+            what = "the field is there twice"
+        elif "\0" in name or (isinstance(value, str) and "\0" in value):
+            what = "it holds the character U+0000"
+        else:
+            seen.add(name)
+            continue
+        raise FedotaError("invalid_field", f"{name}: {what}. Correct it and send it again.", fields={name: what})
 
 
 def _invalid_field(error: msgspec.ValidationError) -> FedotaError:

@@ -56,7 +56,10 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
 class PresignRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A URL for one object of the problem: GET anything below its prefix, PUT a checkpoint.
 
-    A PUT needs the exact `size` and `sha256` (hex) of what will be sent, and is good for nothing else.
+    A PUT needs the exact `size` and `sha256` (hex) of what will be sent, and is good for nothing else. Its key is
+    `problems/<problem>/checkpoints/<run>/<round>-<first 16 digits of the checkpoint's sha256>.safetensors`, or the same
+    with `.json` for its manifest. The store answers it with 412 when the object is there already: a coordinator that
+    repeats a PUT after a crash takes that for success.
     """
 
     method: Literal["GET", "PUT"]

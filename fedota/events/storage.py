@@ -33,7 +33,7 @@ class FilesStored(EventData, frozen=True, kw_only=True):
 
 
 class FilesRejected(EventData, frozen=True, kw_only=True):
-    """An upload failed its verification; nothing of it was kept."""
+    """An upload failed its verification: none of its files was stored, and the wrong ones were removed."""
 
     files: list[RejectedFile]
 

@@ -6,9 +6,9 @@ them out under a lock that is held until the commit. Whoever has seen position n
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Final
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final, NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -17,7 +17,7 @@ import structlog
 
 from fedota.contracts.commands import Request
 from fedota.errors import FedotaError
-from fedota.events import CATALOGUE, Event, NewEvent, decode_data, to_json, uuid7
+from fedota.events import CATALOGUE, Event, NewEvent, UnknownEventError, decode_data, to_json, uuid7
 from fedota.kernel.database import Connection, Pool
 
 CHANNEL: Final = "fedota_events"  # NOTIFY once a commit, with the new head
@@ -28,12 +28,17 @@ _COLUMNS: Final = (
     " from fedota.events"
 )
 _READ: Final = (
-    f"{_COLUMNS} where position > $1 and ($3::text[] is null or subject = any($3)) order by position limit $2"
+    f"{_COLUMNS} where position > $1 and ($3::text[] is null or subject = any($3))"
+    " and ($4::text[] is null or type = any($4)) order by position limit $2"
 )
 _STREAM: Final = f"{_COLUMNS} where subject = $1 order by version"
+_NEWEST: Final = f"{_COLUMNS} where subject = $1 and version < $2 order by version desc limit $3"
+_RECORDED: Final = "select * from fedota.recorded($1)"
+_LAST_VERSION: Final = 2**31 - 1
 DISCONNECTED: Final = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # the connection was told to go and has not closed yet: asyncpg loses track of it
     asyncpg.OperatorInterventionError,  # PostgreSQL is starting or shutting down
     OSError,
 )
@@ -95,12 +100,40 @@ def fingerprint(*parts: bytes) -> bytes:
     return hashlib.sha256(b"\n".join(parts)).digest()
 
 
+class _Encoded(NamedTuple):
+    """An event as it will be stored."""
+
+    id: UUID
+    type: str
+    schema: int
+    data: bytes
+
+    @classmethod
+    def of(cls, event: NewEvent) -> "_Encoded":
+        """Raises what a reader would: what is stored and cannot be read back stops every reader, for good."""
+        kind = CATALOGUE.get(event.type)
+        if kind is None:
+            raise UnknownEventError(event.type)
+        data = to_json(event.data)
+        decode_data(event.type, kind.schema, data)
+        return cls(event.id, event.type, kind.schema, data)
+
+
+class _Waiting(NamedTuple):
+    """A request in the queue, and who waits for its answer."""
+
+    request: Append
+    events: list[_Encoded]
+    answer: asyncio.Future[Appended]
+
+
 class EventLog:
     """The log as one process sees it. Appends of concurrent callers share transactions (group commit)."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._queue: asyncio.Queue[tuple[Append, asyncio.Future[Appended]]] = asyncio.Queue(maxsize=10_000)
+        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(maxsize=10_000)
+        self._closed = False
 
     @classmethod
     @asynccontextmanager
@@ -111,6 +144,7 @@ class EventLog:
         try:
             yield log
         finally:
+            log._closed = True  # nobody would answer what comes later
             await log._queue.join()
             appender.cancel()
             await asyncio.gather(appender, return_exceptions=True)
@@ -119,11 +153,28 @@ class EventLog:
         """Append; the events are durable when this returns.
 
         Raises `FedotaError`: `conflict` when the stream is not at `expected`, `key_reused` when the key belongs to
-        another body, `unavailable` when the database does not answer.
+        another body, `unavailable` when the database does not answer. Raises `UnknownEventError` or
+        `msgspec.ValidationError` for an event that could not be read back.
         """
-        future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
-        await self._queue.put((request, future))
-        return await future
+        if self._closed:
+            raise _unavailable()
+        answer: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+        await self._queue.put(_Waiting(request, [_Encoded.of(event) for event in request.events], answer))
+        return await answer
+
+    async def recorded(self, key: str, fingerprint: bytes) -> Appended | None:
+        """The answer to an append that was made with this key; None when there was none.
+
+        A decision on today's state may refuse what was accepted before: who repeats it is answered from here. Ask
+        after the state was read, so that an append which that state holds is surely found. Raises `key_reused` when
+        the key belongs to another body.
+        """
+        row = await self._pool.fetchrow(_RECORDED, key)
+        if row is None:
+            return None
+        if row["fingerprint"] != fingerprint:
+            raise _key_reused()
+        return Appended(position=row["position"], version=row["version"], result=row["result"], repeated=True)
 
     async def head(self) -> int:
         """The position of the newest event; 0 when there is none."""
@@ -135,14 +186,23 @@ class EventLog:
         return [event_of(record) for record in await self.records(after, limit=limit)]
 
     async def records(
-        self, after: int, *, limit: int = 1000, subjects: Sequence[str] | None = None
+        self,
+        after: int,
+        *,
+        limit: int = 1000,
+        subjects: Sequence[str] | None = None,
+        types: Sequence[str] | None = None,
     ) -> list[asyncpg.Record]:
-        """At most `limit` events past position `after` as they are stored, in order, of these streams or of all."""
-        return await self._pool.fetch(_READ, after, limit, subjects)
+        """At most `limit` events past position `after` as they are stored, in order, of these streams and types."""
+        return await self._pool.fetch(_READ, after, limit, subjects, types)
 
     async def stream(self, subject: str) -> list[Event]:
         """All events of one stream, oldest first."""
         return [event_of(record) for record in await self._pool.fetch(_STREAM, subject)]
+
+    async def newest(self, subject: str, *, limit: int, before: int = _LAST_VERSION) -> list[Event]:
+        """At most `limit` events of one stream, newest first, of versions before `before`."""
+        return [event_of(record) for record in await self._pool.fetch(_NEWEST, subject, before, limit)]
 
     async def _append_forever(self) -> None:
         while True:
@@ -155,45 +215,44 @@ class EventLog:
                 for _ in batch:
                     self._queue.task_done()
 
-    async def _append_batch(self, batch: list[tuple[Append, asyncio.Future[Appended]]]) -> None:
-        requests = [request for request, _ in batch]
+    async def _append_batch(self, batch: list[_Waiting]) -> None:
         try:
-            outcomes = await self._execute(requests)
+            outcomes = await self._execute(batch)
         except DISCONNECTED:
-            await self._fail(
-                batch, FedotaError("unavailable", "The event log does not answer. Try again.", retry_after=2)
-            )
-        except asyncpg.PostgresError as error:
+            _fail(batch, _unavailable())
+        except Exception as error:  # whatever it is: the appender must live, and its callers must hear of it
             await self._isolate(batch, error)
         else:
-            for (_, future), outcome in zip(batch, outcomes, strict=True):
-                _settle(future, outcome)
+            for waiting, outcome in zip(batch, outcomes, strict=True):
+                _settle(waiting.answer, outcome)
 
-    async def _execute(self, requests: list[Append]) -> list[asyncpg.Record]:
-        arguments = _arguments(requests)
+    async def _execute(self, batch: list[_Waiting]) -> list[asyncpg.Record]:
+        arguments = _arguments(batch)
         try:
             return await self._pool.fetch(_APPEND, *arguments)
         except DISCONNECTED:
             # Whether it was committed is not known, but keys make it safe to ask again.
             return await self._pool.fetch(_APPEND, *arguments)
 
-    async def _fail(self, batch: list[tuple[Append, asyncio.Future[Appended]]], error: Exception) -> None:
-        for _, future in batch:
-            if not future.done():
-                future.set_exception(error)
-
-    async def _isolate(self, batch: list[tuple[Append, asyncio.Future[Appended]]], error: Exception) -> None:
+    async def _isolate(self, batch: list[_Waiting], error: Exception) -> None:
         """One request that the database refuses must not take the others of its transaction with it."""
         if len(batch) == 1:
-            _log.error("append refused by the database", subject=batch[0][0].subject, error=str(error))
-            await self._fail(batch, error)
+            _log.error("append refused by the database", subject=batch[0].request.subject, error=str(error))
+            _fail(batch, error)
         else:
             for one in batch:
                 await self._append_batch([one])
 
 
-def _arguments(requests: list[Append]) -> tuple[list[object], ...]:
-    events = [event for request in requests for event in request.events]
+def _fail(batch: list[_Waiting], error: Exception) -> None:
+    for waiting in batch:
+        if not waiting.answer.done():
+            waiting.answer.set_exception(error)
+
+
+def _arguments(batch: list[_Waiting]) -> tuple[list[object], ...]:
+    requests = [waiting.request for waiting in batch]
+    events = [event for waiting in batch for event in waiting.events]
     contexts = [request.context for request in requests]
     return (
         [request.key for request in requests],
@@ -208,8 +267,8 @@ def _arguments(requests: list[Append]) -> tuple[list[object], ...]:
         [context.traceparent for context in contexts],
         [event.id for event in events],
         [event.type for event in events],
-        [CATALOGUE[event.type].schema for event in events],
-        [to_json(event.data) for event in events],
+        [event.schema for event in events],
+        [event.data for event in events],
     )
 
 
@@ -220,9 +279,7 @@ def _settle(future: asyncio.Future[Appended], row: asyncpg.Record) -> None:
         case "conflict":
             future.set_exception(FedotaError("conflict", "Somebody else changed this at the same moment. Try again."))
         case "key_reused":
-            future.set_exception(
-                FedotaError("key_reused", "This idempotency key belongs to another request. Send a new key.")
-            )
+            future.set_exception(_key_reused())
         case outcome:
             future.set_result(
                 Appended(
@@ -234,9 +291,26 @@ def _settle(future: asyncio.Future[Appended], row: asyncpg.Record) -> None:
             )
 
 
+def _key_reused() -> FedotaError:
+    return FedotaError("key_reused", "This idempotency key belongs to another request. Send a new key.")
+
+
 def event_of(row: asyncpg.Record) -> Event:
     """The event in a row of `fedota.events`. Raises `UnknownEventError` for a type this program does not know."""
     return Event(**{**row, "data": decode_data(row["type"], row["schema"], row["data"])})
+
+
+@contextmanager
+def log_needed() -> Iterator[None]:
+    """Say `unavailable` to who waits for an answer when PostgreSQL does not give one."""
+    try:
+        yield
+    except DISCONNECTED:
+        raise _unavailable() from None
+
+
+def _unavailable() -> FedotaError:
+    return FedotaError("unavailable", "The event log does not answer. Try again.", retry_after=2)
 
 
 async def listen(connection: Connection, wake: asyncio.Event) -> None:

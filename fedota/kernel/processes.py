@@ -48,7 +48,8 @@ class Guarded:
             with suppress(ProcessLookupError):
                 self._guard.send_signal(number)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._guard.wait(), seconds)
+                async with asyncio.timeout(seconds):
+                    await self._guard.wait()
         return self.ended
 
 

@@ -42,7 +42,7 @@ class Projection(msgspec.Struct, frozen=True, kw_only=True):
     `tables` is SQL that makes the tables of the process's own schema, if they are not there; `names` are their names.
     A row handler `(connection, event, data)` writes in the transaction that moves the checkpoint, nothing else.
     A reaction `(event, data)` acts outside before that transaction commits, so it may run again after a crash: what it
-    does is keyed by the event's id. Reactions are left out of a rebuild.
+    does is keyed by the event's id. A rebuild repeats none.
     """
 
     tables: str = ""
@@ -60,8 +60,8 @@ class Projector:
         self._log = log
         self._bus = bus
         self._moved = asyncio.Condition()
-        self._head = 0
         self.position = 0
+        self.stopped: str | None = None
 
     @classmethod
     @asynccontextmanager
@@ -77,7 +77,9 @@ class Projector:
             yield projector
 
     async def check(self) -> None:
-        """Raise when the read model is far behind the log, or events are parked."""
+        """Raise when the read model has stopped, is far behind the log, or events are parked."""
+        if self.stopped:
+            raise FedotaError("unavailable", self.stopped)
         lag = await self._log.head() - self.position
         if lag > 10_000:
             raise FedotaError("unavailable", f"the read model is {lag} events behind the log")
@@ -88,7 +90,9 @@ class Projector:
         """Return when the read model stands for `position` or later. Raises `FedotaError("timeout")`."""
         async with self._moved:
             try:
-                await asyncio.wait_for(self._moved.wait_for(lambda: self.position >= position), timeout)
+                # not asyncio.wait_for: in Python 3.11 that drops a cancellation which meets its result
+                async with asyncio.timeout(timeout):
+                    await self._moved.wait_for(lambda: self.position >= position)
             except TimeoutError:
                 raise FedotaError(
                     "timeout",
@@ -101,31 +105,36 @@ class Projector:
         await self.wait_for(await self._log.head())
 
     async def rebuild(self) -> None:
-        """Empty the tables and fill them again from the log, in one transaction; reactions do not run."""
+        """Empty the tables and fill them again from the log, in one transaction.
+
+        Reactions do not run, but for what was parked: that has had none. The checkpoint stays where it is, because
+        what comes after it still has its reactions to come.
+        """
         async with self._pool.acquire() as connection, connection.transaction():
-            await connection.execute("select position from checkpoint for update")
+            end = await connection.fetchval("select position from checkpoint for update")
+            parked = {row["position"] for row in await connection.fetch("select position from dead_letters")}
             await connection.execute(f"truncate {', '.join((*self._projection.names, 'dead_letters'))}")
             position = 0
-            while events := await self._log.read(position):
-                for event in events:
-                    if handler := self._projection.rows.get(type(event.data)):
-                        await handler(connection, event, event.data)
-                position = events[-1].position
-            await connection.execute("update checkpoint set position = $1", position)
-        await self._move(position)
+            while position < end:
+                for event in await self._log.read(position, limit=min(1000, end - position)):
+                    await self._handle(connection, event, reacting=event.position in parked)
+                    position = event.position
 
     async def run(self) -> None:
         """Project forever; faults of database and stream are waited out."""
         while True:
             try:
                 async with self._alone():
-                    self.position = await self._pool.fetchval("select position from checkpoint")
+                    await self._look()
                     async with self._bus.consume(self.position) as consumer:
                         await self._follow(consumer)
             except (StreamLostError, FedotaError, nats.errors.Error, *DISCONNECTED) as error:
                 _log.warning("projection starts again", error=str(error) or type(error).__name__)
-            except UnknownEventError as error:
-                _log.critical("projection stopped: this program is older than the log", unknown=str(error))
+            except (UnknownEventError, msgspec.ValidationError) as error:
+                self.stopped = (
+                    f"The read model stopped at {self.position}: this program cannot read what follows, {error}"
+                )
+                _log.critical("projection stopped", reason=self.stopped)
             await asyncio.sleep(_PAUSE)
 
     async def _prepare(self) -> None:
@@ -138,9 +147,8 @@ class Projector:
     async def _alone(self) -> AsyncIterator[None]:
         """Hold the lease on this projection: two of a name would take each other's consumer away."""
         async with self._pool.acquire() as connection:
-            while not await connection.fetchval(  # noqa: ASYNC110 - the lock is another process's
-                "select pg_try_advisory_lock(hashtext(current_schema()), 1)"
-            ):
+            while not await connection.fetchval("select pg_try_advisory_lock(hashtext(current_schema()), 1)"):
+                await self._look()  # who waits here reads what the other writes
                 await asyncio.sleep(_PAUSE)
             try:
                 yield
@@ -154,15 +162,18 @@ class Projector:
             await self._take([decode(body) for body in await consumer.fetch()])
 
     async def _take(self, events: list[Event]) -> None:
-        """Project what is new of these; a hole in them is filled from the log."""
-        fresh = [event for event in events if event.position > self.position]
-        while fresh and fresh[0].position > self.position + 1:
-            missing = await self._log.read(self.position, limit=min(1000, fresh[0].position - self.position - 1))
+        """Project these where they follow on what is projected; where they do not, the log has what is new of them."""
+        last = max((event.position for event in events), default=0)
+        if events and [event.position for event in events] == list(range(self.position + 1, last + 1)):
+            await self._project(events)
+        while self.position < last:
+            missing = await self._log.read(self.position, limit=min(1000, last - self.position))
+            if not missing:
+                raise StreamLostError(f"the stream is at {last}, the log only at {self.position}")
             await self._project(missing)
-        if fresh:
-            await self._project(fresh)
 
     async def _project(self, events: list[Event]) -> None:
+        """Project events that follow on each other."""
         try:
             await self._commit(events)
         except Exception as error:
@@ -189,11 +200,14 @@ class Projector:
             await connection.execute("update checkpoint set position = $1", max(at, events[-1].position))
         await self._move(events[-1].position)
 
-    async def _handle(self, connection: Connection, event: Event) -> None:
+    async def _handle(self, connection: Connection, event: Event, *, reacting: bool = True) -> None:
         if handler := self._projection.rows.get(type(event.data)):
             await handler(connection, event, event.data)
-        if reaction := self._projection.reactions.get(type(event.data)):
+        if reacting and (reaction := self._projection.reactions.get(type(event.data))):
             await reaction(event, event.data)
+
+    async def _look(self) -> None:
+        await self._move(await self._pool.fetchval("select position from checkpoint"))
 
     async def _move(self, position: int) -> None:
         async with self._moved:

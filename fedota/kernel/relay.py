@@ -30,6 +30,7 @@ from fedota.kernel.settings import ProcessSettings
 
 _BATCH: Final = 1000  # the server's limit of an atomic batch
 _BATCH_BYTES: Final = 4 * 1024 * 1024
+_CONFIRM: Final = 3.0  # seconds that a batch may take; later its fate is read from the stream
 _IDLE: Final = 1.0  # seconds between looks at the stream while nothing is appended
 _CONFIG: Final = StreamConfig(
     name=subjects.STREAM,
@@ -85,8 +86,9 @@ class Relay:
             except (nats.errors.Error, *DISCONNECTED) as error:
                 _log.warning("relay starts again", error=str(error) or type(error).__name__)
             except DivergedError as error:
+                if self.diverged != str(error):  # said once: it is looked at again every second
+                    _log.critical("relay stopped", reason=str(error))
                 self.diverged = str(error)
-                _log.critical("relay stopped", reason=self.diverged)
             await asyncio.sleep(_IDLE)
 
     async def _relay(self, wake: asyncio.Event) -> None:
@@ -159,7 +161,7 @@ async def publish_batch(bus: Bus, messages: list[Message], expected: int) -> Non
         if index < len(messages):
             await bus.client.publish(message.subject, message.body, headers=headers)
     headers["Nats-Batch-Commit"] = "1"
-    reply = await bus.client.request(message.subject, message.body, headers=headers, timeout=10)
+    reply = await bus.client.request(message.subject, message.body, headers=headers, timeout=_CONFIRM)
     answer = msgspec.json.decode(reply.data)
     if "error" in answer:
         raise APIError.from_error(answer["error"])
@@ -183,7 +185,7 @@ async def _resources(service: Service, settings: ProcessSettings) -> AsyncIterat
         relay = Relay(log, bus)
         service.add_check("log", log.head)
         service.add_check("nats", bus.check)
-        service.add_check("relay", relay.check)
+        service.add_check("diverged", relay.check)
         service.add_gauge("relay_position", "Last position that the stream holds", lambda: relay.position)
         async with service.running("relay", relay.run(wake)):
             yield

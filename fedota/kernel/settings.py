@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
@@ -22,6 +22,9 @@ class Secret:
 
     def __repr__(self) -> str:
         return "Secret('…')"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a secret does not leave its process: pickle would write it out")
 
 
 class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,9 +48,7 @@ class SettingsError(Exception):
 
 def load(kind: type[S], environment: Mapping[str, str] = os.environ) -> S:
     """The settings of a process: the JSON file that `FEDOTA_SETTINGS` names, and over it `FEDOTA_<NAME>` variables."""
-    values: dict[str, Any] = {}
-    if path := environment.get("FEDOTA_SETTINGS"):
-        values = msgspec.json.decode(Path(path).read_bytes())
+    values = _file(Path(path)) if (path := environment.get("FEDOTA_SETTINGS")) else {}
     for field in msgspec.structs.fields(kind):
         if (value := environment.get(f"FEDOTA_{field.name.upper()}")) is not None:
             values[field.name] = value
@@ -59,7 +60,18 @@ def load(kind: type[S], environment: Mapping[str, str] = os.environ) -> S:
         ) from None
 
 
+def _file(path: Path) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except OSError as error:
+        raise SettingsError(f"{path}, which FEDOTA_SETTINGS names, cannot be read: {error.strerror}.") from None
+    except msgspec.DecodeError as error:  # its text is a place in the file, never a value
+        raise SettingsError(f"{path}, which FEDOTA_SETTINGS names, is not a JSON object: {error}.") from None
+
+
 def _decode(kind: type, value: Any) -> Any:
-    if kind in (Secret, Path):
-        return kind(value)
-    raise NotImplementedError(kind)
+    if kind not in (Secret, Path):
+        raise NotImplementedError(kind)
+    if not isinstance(value, str):
+        raise ValueError(f"Expected `str`, got `{type(value).__name__}`")
+    return kind(value)

@@ -13,6 +13,7 @@ from fedota.kernel.files import last_lines
 from fedota.kernel.processes import Guarded, spawn
 from fedota.local.state import LocalError
 
+READY: Final = "ready.json"  # where a process of the platform says its address
 _POLL: Final = 0.03  # seconds
 _READY: Final = 60.0  # seconds: a small machine under load is slow, and a start that fails is noticed by its end
 _LONGEST_DELAY: Final = 10.0  # seconds
@@ -49,7 +50,37 @@ async def kept_alive(program: Program) -> AsyncIterator[None]:
             await asyncio.wait([keeper], timeout=program.grace + 20)
 
 
+@asynccontextmanager
+async def all_kept_alive(programs: Sequence[Program], tell: Callable[[str], None]) -> AsyncIterator[None]:
+    """Programs that start and stop beside each other; `tell` hears the name of each as soon as it answers.
+
+    When one does not start, the others are stopped again.
+    """
+    down = asyncio.Event()
+    up = asyncio.Semaphore(0)
+
+    async def hold(program: Program) -> None:
+        async with kept_alive(program):
+            tell(program.name)
+            up.release()
+            await down.wait()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for program in programs:
+                group.create_task(hold(program), name=program.name)
+            try:
+                for _ in programs:
+                    await up.acquire()
+                yield
+            finally:
+                down.set()
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+
+
 async def _started(program: Program) -> Guarded:
+    (program.directory / READY).unlink(missing_ok=True)
     process = await spawn(
         program.argv,
         directory=program.directory,

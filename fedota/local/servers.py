@@ -1,15 +1,17 @@
-"""The three servers that the platform stands on, embedded: PostgreSQL, NATS with JetStream, and S3."""
+"""The three servers that the platform stands on: embedded ones, or those that stand elsewhere."""
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import NamedTuple
 
+from fedota.kernel.nats_accounts import PERMISSIONS
+from fedota.local.external import External
 from fedota.local.nats_server import NatsAccess, nats_server
 from fedota.local.postgres import postgres
-from fedota.local.programs import Program, kept_alive
+from fedota.local.programs import Program, all_kept_alive
 from fedota.local.seaweedfs import S3Access, seaweedfs
 from fedota.local.state import DataDirectory
-from fedota.local.together import entered
 
 
 class Servers(NamedTuple):
@@ -18,19 +20,33 @@ class Servers(NamedTuple):
     database_url: str
     nats: NatsAccess
     s3: S3Access
+    nats_runtime_credentials: Path | None = None
+
+
+def _ignore(_: str) -> None:
+    """Nobody wants to know."""
 
 
 @asynccontextmanager
-async def embedded(data: DataDirectory) -> AsyncIterator[Servers]:
-    """All three, answering."""
-    async with AsyncExitStack() as stack:
-        database, database_url = await postgres(data)
-        bus, nats = nats_server(data)
-        store, s3 = seaweedfs(data)
-        await start(stack, [database, bus, store])
-        yield Servers(database_url, nats, s3)
-
-
-async def start(stack: AsyncExitStack, programs: list[Program]) -> None:
-    """Start programs beside each other; they stop with the stack."""
-    await stack.enter_async_context(entered([kept_alive(program) for program in programs]))
+async def embedded(
+    data: DataDirectory, external: External | None = None, tell: Callable[[str], None] = _ignore
+) -> AsyncIterator[Servers]:
+    """All three, answering; `tell` hears the name of each one that is started here once it does."""
+    external = external or External()
+    external.require_whole()
+    programs: list[Program] = []
+    if external.database_url:
+        database_url = external.database_url.reveal()
+    else:
+        program, database_url = await postgres(data)
+        programs.append(program)
+    if external.nats_url and external.nats_credentials:
+        nats = NatsAccess(external.nats_url, dict.fromkeys(PERMISSIONS, external.nats_credentials))
+    else:
+        program, nats = nats_server(data)
+        programs.append(program)
+    if (s3 := external.s3) is None:
+        program, s3 = seaweedfs(data)
+        programs.append(program)
+    async with all_kept_alive(programs, tell):
+        yield Servers(database_url, nats, s3, external.nats_runtime_credentials)

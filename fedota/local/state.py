@@ -2,10 +2,11 @@
 
 import fcntl
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import msgspec
 
@@ -62,20 +63,35 @@ class DataDirectory:
 def held(path: Path) -> Iterator[None]:
     """Hold the data directory: two platforms in one would take each other's servers away."""
     with (private_directory(path) / "lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked_soon(file):
             raise LocalError(
                 f"A platform is running in {path} already. Look with `fedota status`, stop it with `fedota down`, "
                 "or choose another place with --data-dir."
-            ) from None
+            )
         yield
 
 
 def is_held(path: Path) -> bool:
     """Whether a platform runs in this data directory."""
     try:
-        with held(path):
-            return False
-    except LocalError:
-        return True
+        with (path / "lock").open("a") as file:
+            return not _locked(file)
+    except FileNotFoundError:
+        return False
+
+
+def _locked_soon(file: IO[str]) -> bool:
+    """Who only looks whether it is held holds it for a moment: that is no reason to give up."""
+    for _ in range(10):
+        if _locked(file):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,40 +1,44 @@
 // Sends a form to the API as JSON and says what came of it. Returns the log position that it reached, or null.
+import { ask, token } from "./api.js";
+import { upload } from "./files.js";
 
 export async function send(form) {
   const output = form.querySelector("output");
   const button = form.querySelector("button");
+  const say = (words, wrong = false) => {
+    output.className = wrong ? "wrong" : "";
+    output.textContent = words;
+  };
   button.disabled = true;
-  output.className = "";
-  output.textContent = "…";
+  say("…");
   try {
-    const reply = await fetch(form.getAttribute("action"), request(form));
-    const body = await reply.json();
-    if (!reply.ok) throw new Error(body.detail || body.title);
-    output.textContent = "";
-    if (body.problem_id) location.assign(`/problems/${body.problem_id}?at_least=${reply.headers.get("Fedota-Position") ?? 0}`);
-    else if (body.url) location.assign(body.url);
+    const position = await ("upload" in form.dataset ? upload(form, say) : submit(form));
+    say("");
     form.reset();
-    return Number(reply.headers.get("Fedota-Position") ?? 0);
+    return position;
   } catch (error) {
-    output.className = "wrong";
-    output.textContent = error instanceof TypeError ? "Fedota does not answer. Try again in a moment." : error.message;
+    say(error instanceof TypeError ? "Fedota does not answer. Try again in a moment." : error.message, true);
     return null;
   } finally {
     button.disabled = false;
   }
 }
 
-function request(form) {
-  const method = form.dataset.method;
-  if (method === "GET") return { method };
-  // a form that is sent twice asks for the same thing: its key stays until it has succeeded
-  const body = JSON.stringify(values(form));
-  if (form.dataset.body !== body) Object.assign(form.dataset, { body, key: token() });
-  return { method, headers: { "Content-Type": "application/json", "Idempotency-Key": form.dataset.key }, body };
-}
-
-function token() {
-  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+async function submit(form) {
+  const body = values(form);
+  // a form that is sent again because no answer came asks for the same thing, by the same key
+  const text = JSON.stringify(body);
+  if (form.dataset.body !== text) Object.assign(form.dataset, { body: text, key: token() });
+  try {
+    const reply = await ask(form.dataset.method, form.getAttribute("action"), body, form.dataset.key);
+    delete form.dataset.body;
+    if (reply.body.problem_id) location.assign(`/problems/${reply.body.problem_id}?at_least=${reply.position}`);
+    else if (reply.body.url) location.assign(reply.body.url);
+    return reply.position;
+  } catch (error) {
+    if (error.status < 500) delete form.dataset.body;
+    throw error;
+  }
 }
 
 function values(form) {

@@ -79,7 +79,9 @@ export async function refresh(position = last) {
 }
 
 async function render(position) {
-  const reply = await fetch(`${page.live}?at_least=${position}`, { headers: { Accept: "text/html" }, redirect: "manual" });
+  const url = new URL(page.live, location.origin);
+  url.searchParams.set("at_least", position);
+  const reply = await fetch(url, { headers: { Accept: "text/html" }, redirect: "manual" });
   if (reply.type === "opaqueredirect") location.reload();
   if (!reply.ok) throw new Error(`status ${reply.status}`);
   const fresh = new DOMParser().parseFromString(await reply.text(), "text/html");

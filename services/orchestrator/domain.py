@@ -5,7 +5,7 @@ reconciler takes it and asks again until there is none. Whatever was interrupted
 """
 
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -18,7 +18,7 @@ _PREFIX: Final = "fedota-"
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
-    """A run that is over while `InfraStopped` is still to be said; `cause` is the position of the event that ended it."""
+    """A run that is over, `InfraStopped` still to be said; `cause` is the position of the event that ended it."""
 
     run: int
     reason: str
@@ -88,7 +88,7 @@ class Infra(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Death(msgspec.Struct, frozen=True, kw_only=True):
-    """A component that had answered died; `life` is unique to the process that it was."""
+    """A component that had answered in this run does not any more; `life` is unique to the process that ended."""
 
     run: int
     component: str
@@ -134,6 +134,11 @@ def problem_of(namespace: str) -> str:
     return namespace.removeprefix(_PREFIX)
 
 
+def is_namespace(name: str) -> bool:
+    """Whether `namespace_of` gave this name: only such ones are the orchestrator's to remove."""
+    return name.startswith(_PREFIX)
+
+
 def selector_names(plan: Plan) -> list[str]:
     """The plan's selectors, in the order of their addresses."""
     return [f"selector-{number}" for number in range(plan.selectors)]
@@ -141,31 +146,15 @@ def selector_names(plan: Plan) -> list[str]:
 
 def evolve(state: State | None, event: Event) -> State | None:
     """The state after an event; None as long as the problem was never started."""
-    data = event.data
-    if isinstance(data, ProblemStarted):
-        return _started(state, data, event.position)
-    if state is None:
-        return None
-    match data:
-        case ProblemStopped(run=run, reason=reason):
+    match event.data:
+        case ProblemStarted() as started:
+            return _started(state, started, event.position)
+        case ProblemStopped(run=run, reason=reason) if state:
             return _ended(state, Ended(run=run, reason=reason, cause=event.position))
-        case ProblemCompleted(run=run):
+        case ProblemCompleted(run=run) if state:
             return _ended(state, Ended(run=run, reason="The training is completed.", cause=event.position))
-    state = msgspec.structs.replace(state, version=event.version)
-    match data:
-        case InfraStopped():
-            left = [ended for ended in state.ended if ended.run != data.run]
-            return msgspec.structs.replace(state, ended=left)
-        case InfraSpawned() if data.run == state.run:
-            addresses = {"coordinator": data.coordinator, "selectors": data.selectors}
-            return msgspec.structs.replace(state, said="spawned", **addresses)
-        case InfraFailed() if data.run == state.run:
-            return msgspec.structs.replace(state, said="failed")
-        case InfraDegraded() if data.run == state.run:
-            return msgspec.structs.replace(state, degraded=sorted({*state.degraded, data.component}))
-        case InfraRecovered() if data.run == state.run:
-            left_over = [name for name in state.degraded if name != data.component]
-            return msgspec.structs.replace(state, degraded=left_over)
+        case InfraSpawned() | InfraFailed() | InfraDegraded() | InfraRecovered() | InfraStopped() as said if state:
+            return _said(msgspec.structs.replace(state, version=event.version), said)
     return state
 
 
@@ -185,6 +174,21 @@ def _ended(state: State, ended: Ended) -> State:
     if ended.run != state.run or not state.wanted:
         return state
     return msgspec.structs.replace(state, wanted=False, ended=[*state.ended, ended])
+
+
+def _said(state: State, data: EventData) -> State:
+    match data:
+        case InfraStopped(run=run):
+            return msgspec.structs.replace(state, ended=[ended for ended in state.ended if ended.run != run])
+        case InfraSpawned(run=state.run, coordinator=coordinator, selectors=selectors):
+            return msgspec.structs.replace(state, said="spawned", coordinator=coordinator, selectors=selectors)
+        case InfraFailed(run=state.run):
+            return msgspec.structs.replace(state, said="failed")
+        case InfraDegraded(run=state.run, component=component):
+            return msgspec.structs.replace(state, degraded=sorted({*state.degraded, component}))
+        case InfraRecovered(run=state.run, component=component):
+            return msgspec.structs.replace(state, degraded=[name for name in state.degraded if name != component])
+    return state
 
 
 def decide(state: State | None, infra: Infra | None, deaths: Sequence[Death] = ()) -> Step | None:
@@ -209,7 +213,7 @@ def _say_stopped(state: State, ended: Ended) -> Say:
 
 def _say(state: State, infra: Infra, deaths: Sequence[Death]) -> Say | None:
     """What is not said yet of infrastructure that should run."""
-    about = {"problem_id": state.problem_id, "run": state.run, "namespace": infra.namespace}
+    about: dict[str, Any] = {"problem_id": state.problem_id, "run": state.run, "namespace": infra.namespace}
     key = f"{infra.namespace}/{state.run}"
     for death in (death for death in deaths if death.run == state.run):
         degraded = InfraDegraded(**about, component=death.component, reason=death.reason, log=death.log)

@@ -84,6 +84,7 @@ class Reconciler:
     async def _settle(self, problem_id: str) -> None:
         while step := await self._next(problem_id):
             await self._take(problem_id, step)
+        self._deaths.pop(problem_id, None)  # what was not told is of a run that is over
 
     async def _next(self, problem_id: str) -> Step | None:
         state = await load(self._pool, problem_id)
@@ -98,7 +99,6 @@ class Reconciler:
             case Remove(namespace=namespace):
                 _log.info("removing", namespace=namespace)
                 await self._launcher.stop(namespace)
-                self._deaths.pop(problem_id, None)
             case Say():
                 await self._say(step)
                 if step.death:

@@ -81,6 +81,10 @@ begin
     ) then
         raise exception 'role % may not append these types of event', session_user using errcode = 'insufficient_privilege';
     end if;
+    -- a stream is its owner's: one event of a stranger would shift the version that the owner's decisions expect
+    if exists (select from unnest(subjects) as s (subject) where session_user <> 'fedota_' || split_part(s.subject, '/', 1)) then
+        raise exception 'role % may not append to these streams', session_user using errcode = 'insufficient_privilege';
+    end if;
 
     select h.position, h.hash into head_position, head_hash from fedota.head h for update;
     first_position := head_position;

@@ -79,4 +79,4 @@ async def _grant(connection: asyncpg.Connection) -> None:
     await connection.execute("delete from fedota.writers")
     await connection.executemany("insert into fedota.writers (role, type) values ($1, $2)", owners)
     for role in {role for role, _ in owners}:
-        await connection.execute(f"grant execute on function fedota.append to {role}")
+        await connection.execute(f"grant execute on function fedota.append, fedota.recorded to {role}")

@@ -2,10 +2,10 @@
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from time import monotonic
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -13,36 +13,36 @@ import msgspec
 
 from fedota.contracts.runtime import CoordinatorSettings, Ready, SelectorSettings
 from fedota.events import to_json, uuid7
+from fedota.kernel.files import last_lines, private_directory, usable_port, write_private
 from fedota.kernel.processes import Guarded, spawn
 from services.orchestrator.domain import Death, Failure
-from services.orchestrator.launchers.files import (
-    LOG,
-    READY,
-    SETTINGS,
-    last_lines,
-    private_directory,
-    recall,
-    usable_port,
-    write_private,
-)
+from services.orchestrator.launchers.files import ALIVE, LOG, READY, SETTINGS, locked, recall
 
 Settings = CoordinatorSettings | SelectorSettings
+T = TypeVar("T")
 _POLL: Final = 0.05  # seconds
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=2)
+_LIMITED: Final = ("/bin/sh", "-c", 'ulimit -c 0; ulimit -n 16384 2>/dev/null; exec "$@"', "sh")
 
 
 class Pace(NamedTuple):
-    """How patient the launcher is, in seconds; `deaths` in a row without an answer are too many."""
+    """How patient the launcher is, in seconds.
+
+    A component that never answered is given up when it hangs for `ready`, or dies `deaths` times in a row. One that did
+    answer in this run is given up after `patience` without it: NATS or a service may be away for a while.
+    """
 
     first_delay: float = 0.2
     longest_delay: float = 30.0
     ready: float = 30.0
+    patience: float = 900.0
+    look: float = 5.0  # between two looks whether it is still ready
     grace: float = 10.0
     deaths: int = 5
 
 
 class End(NamedTuple):
-    """How a life of the process ended; `hung` when it ran and never answered."""
+    """How a life of the process ended; `hung` when it ran and was not ready."""
 
     reason: str
     answered: bool = False
@@ -75,6 +75,9 @@ class Component:
         self._changed = changed
         self._http = http
         self._pace = pace
+        # its port is remembered when it has answered in this run, perhaps to an earlier life of the launcher
+        self._has_answered = self._port() != 0
+        self._told = not self._has_answered  # whether nobody believes any more that it answers
 
     @property
     def name(self) -> str:
@@ -83,70 +86,86 @@ class Component:
 
     async def keep_alive(self) -> None:
         """Start the process again whenever it ends, ever more slowly, up to the limit of patience."""
-        unanswered, delay = 0, self._pace.first_delay
+        unanswered, delay, lost = 0, self._pace.first_delay, monotonic()
         while True:
             began = monotonic()
             end = await self._live()
-            unanswered = 0 if end.answered else unanswered + 1
-            if end.hung or unanswered >= self._pace.deaths:
-                return self._give_up(end, unanswered)
-            if monotonic() - began > self._pace.longest_delay:
+            if end.answered:
+                unanswered, lost = 0, monotonic()
+            else:
+                unanswered += 1
+            if self._is_hopeless(end, unanswered, monotonic() - lost):
+                self._give_up(end, unanswered)
+                return
+            if end.answered and monotonic() - began > self._pace.longest_delay:
                 delay = self._pace.first_delay
             await asyncio.sleep(delay)
             delay = min(2 * delay, self._pace.longest_delay)
 
+    def _is_hopeless(self, end: End, unanswered: int, seconds: float) -> bool:
+        if end.answered:
+            return False
+        if self._has_answered:
+            return seconds > self._pace.patience
+        return end.hung or unanswered >= self._pace.deaths
+
     def _give_up(self, end: End, unanswered: int) -> None:
-        times = "" if end.hung else f" {unanswered} times in a row before it answered"
+        times = f" ({unanswered} times in a row without an answer)" if unanswered > 1 else ""
         self.failure = Failure(reason=f"{self.name} {end.reason}{times}", log=self._log())
         self._changed(None)
 
     async def _live(self) -> End:
-        """One life of the process, from its start to its end."""
+        """One life of the process, from its start to its end, which is told unless that was told before."""
         try:
             process = await self._start()
             try:
-                return await self._watch(process)
+                end = await self._watch(process)
             finally:
                 self.url = ""
                 await process.stop(self.grace)
         except OSError as error:  # such as a full disk
-            return End(f"could not be run ({error})")
+            end = End(f"could not be run ({error})")
+        if not self._told:
+            self._told = True
+            self._changed(self._death(end.reason))
+        return end
+
+    def _death(self, reason: str) -> Death:
+        return Death(run=self._program.run, component=self.name, life=uuid7().hex, reason=reason, log=self._log())
 
     async def _start(self) -> Guarded:
+        """Start the process as soon as the one before it is gone: then its port is free, and never do two run."""
         directory = private_directory(self._program.directory)
-        (directory / READY).unlink(missing_ok=True)
-        memory = recall(directory)
-        port = memory.port if memory and memory.run == self._program.run else 0
-        settings = self._program.settings(port)
-        write_settings(directory, self._program.settings(usable_port(settings.host, port)))
-        return await spawn(
-            [sys.executable, "-m", self._program.module], directory=directory, env={}, log=directory / LOG
-        )
+        async with locked(directory / ALIVE, self._pace.ready) as lock:
+            (directory / READY).unlink(missing_ok=True)
+            settings = self._program.settings(self._port())
+            self._write(msgspec.structs.replace(settings, port=usable_port(settings.host, settings.port)))
+            argv = [*_LIMITED, sys.executable, "-m", self._program.module]
+            return await spawn(argv, directory=directory, env={}, log=directory / LOG, keep_open=[lock])
+
+    def _port(self) -> int:
+        memory = recall(self._program.directory)
+        return memory.port if memory and memory.run == self._program.run else 0
 
     async def _watch(self, process: Guarded) -> End:
+        """Until the process ends, or does not answer for too long."""
         exited = asyncio.ensure_future(process.wait())
-        answer = asyncio.ensure_future(self._answer())
         try:
-            await asyncio.wait({exited, answer}, timeout=self._pace.ready, return_when=asyncio.FIRST_COMPLETED)
+            url = await _unless(exited, self._answer(), self._pace.ready)
+            if url:
+                self._answers(url)
+                await _unless(exited, self._fall_ill(url))
             if exited.done():
-                return End(in_words(exited.result()))
-            if not answer.done():
-                return End(f"did not answer within {self._pace.ready:g} seconds", hung=True)
-            self._answers(answer.result())
-            reason = in_words(await exited)
+                return End(in_words(exited.result()), answered=bool(url))
+            silent = "was not ready any more for" if url else "did not become ready within"
+            return End(f"{silent} {self._pace.ready:g} seconds", answered=bool(url), hung=True)
         finally:
             exited.cancel()
-            answer.cancel()
-        self.url = ""
-        self._changed(
-            Death(run=self._program.run, component=self.name, life=uuid7().hex, reason=reason, log=self._log())
-        )
-        return End(reason, answered=True)
 
     def _answers(self, url: str) -> None:
         """From now on this is the component's address; before anybody is told, it is remembered."""
-        port = urlsplit(url).port or 0
-        write_settings(self._program.directory, self._program.settings(port))
+        self._write(self._program.settings(urlsplit(url).port or 0))
+        self._has_answered, self._told = True, False
         self.url = url
         self._changed(None)
 
@@ -163,9 +182,17 @@ class Component:
         except (FileNotFoundError, msgspec.DecodeError):  # not there, or not whole
             return None
 
+    async def _fall_ill(self, url: str) -> None:
+        """Return when it has not been ready for as long as a start may take: it hangs, or says that it is broken."""
+        well = monotonic()
+        while monotonic() - well < self._pace.ready:
+            await asyncio.sleep(self._pace.look)
+            if await self._is_ready(url):
+                well = monotonic()
+
     async def _is_ready(self, url: str) -> bool:
         try:
-            async with self._http.get(f"{url}/readyz", timeout=_TIMEOUT) as response:
+            async with self._http.get(f"{url}/readyz", timeout=_TIMEOUT, allow_redirects=False) as response:
                 return response.status == 200
         except (aiohttp.ClientError, TimeoutError):
             return False
@@ -173,12 +200,22 @@ class Component:
     def _log(self) -> list[str]:
         return last_lines(self._program.directory / LOG)
 
-
-def write_settings(directory: Path, settings: Settings) -> None:
-    """What the process reads when it starts."""
-    write_private(directory / SETTINGS, to_json(settings))
+    def _write(self, settings: Settings) -> None:
+        """What the process reads when it starts, and what is remembered of it."""
+        write_private(self._program.directory / SETTINGS, to_json(settings))
 
 
 def in_words(code: int) -> str:
     """An exit code as a person says it."""
     return f"was killed by signal {-code}" if code < 0 else f"ended by itself with exit code {code}"
+
+
+async def _unless(exited: asyncio.Future[int], work: Coroutine[Any, Any, T], timeout: float | None = None) -> T | None:
+    """What `work` gives; None when the process ends before that, or `timeout` seconds pass."""
+    task = asyncio.ensure_future(work)
+    either: set[asyncio.Future[Any]] = {exited, task}
+    try:
+        await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() and not exited.done() else None
+    finally:
+        task.cancel()

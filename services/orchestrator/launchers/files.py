@@ -1,8 +1,11 @@
-"""The directory of a launched process: private files, what they remember, the end of its log."""
+"""The directory of a launched process: what it remembers, and who lives there."""
 
+import asyncio
 import errno
+import fcntl
 import os
-import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -11,8 +14,8 @@ import msgspec
 SETTINGS: Final = "settings.json"
 READY: Final = "ready.json"
 LOG: Final = "log"
-_LINES: Final = 20
-_TAIL: Final = 32 * 1024  # bytes
+ALIVE: Final = "alive"  # locked by each process that lives there
+_POLL: Final = 0.05  # seconds
 
 
 class Memory(msgspec.Struct, frozen=True):
@@ -23,22 +26,6 @@ class Memory(msgspec.Struct, frozen=True):
     port: int
 
 
-def private_directory(path: Path) -> Path:
-    """The directory, made for its owner alone."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.chmod(0o700)
-    return path
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file for its owner alone, whole or not at all."""
-    draft = path.with_name(f"{path.name}.new")
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-    draft.replace(path)
-
-
 def recall(directory: Path) -> Memory | None:
     """What the settings there remember; None when there are none, or none that can be read."""
     try:
@@ -47,24 +34,30 @@ def recall(directory: Path) -> Memory | None:
         return None
 
 
-def last_lines(path: Path) -> list[str]:
-    """The last lines of a log, however long it is."""
+@asynccontextmanager
+async def locked(path: Path, patience: float) -> AsyncIterator[int]:
+    """A lock on a file, by its descriptor: it lasts until all who have inherited that have closed it or ended.
+
+    Unlike a process id it cannot be mistaken for another's. Raises `OSError` when somebody else still has the lock
+    after `patience` seconds.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL))
-            return file.read().decode(errors="replace").splitlines()[-_LINES:]
-    except FileNotFoundError:
-        return []
-
-
-def usable_port(host: str, port: int) -> int:
-    """The port, or 0 (any) when somebody else has it now."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
-        except OSError as error:
-            if error.errno in (errno.EADDRINUSE, errno.EACCES):
-                return 0
-            raise
-    return port
+            async with asyncio.timeout(patience):
+                while not _lock(descriptor):  # noqa: ASYNC110 - the lock is another process's
+                    await asyncio.sleep(_POLL)
+        except TimeoutError:
+            words = f"Another process still uses this after {patience:g} seconds; end that one first"
+            raise OSError(errno.EAGAIN, words, str(path)) from None
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

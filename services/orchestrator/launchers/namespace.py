@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -11,7 +12,7 @@ import aiohttp
 from fedota.contracts.runtime import CoordinatorSettings, SelectorSettings
 from services.orchestrator.domain import COORDINATOR, Death, Infra, Spec, selector_names
 from services.orchestrator.launchers import Change
-from services.orchestrator.launchers.component import Component, Pace, Program
+from services.orchestrator.launchers.component import Component, Pace, Program, Settings
 
 BACKEND: Final = "processes"
 
@@ -73,25 +74,23 @@ class Namespace:
         pace: Pace,
     ) -> None:
         self.spec = spec
+        self._access = access
         self._tell = tell
         self._moved = asyncio.Event()
         self._coordinator_url = ""
         self._task: asyncio.Task[None] | None = None
 
-        def component(name: str, module: str, settings: Callable[[int], CoordinatorSettings | SelectorSettings]) -> Component:
+        def component(name: str, module: str, settings: Callable[[int], Settings]) -> Component:
             return Component(Program(name, module, directory / name, spec.run, settings), self._changed, http, pace)
 
-        self._coordinator = component(
-            COORDINATOR, modules.coordinator, lambda port: coordinator_settings(spec, access, port)
-        )
+        self._coordinator = component(COORDINATOR, modules.coordinator, partial(coordinator_settings, spec, access))
         self._selectors = [
-            component(
-                name,
-                modules.selector,
-                lambda port, name=name: selector_settings(spec, access, name, self._coordinator_url, port),
-            )
+            component(name, modules.selector, partial(self._selector_settings, name))
             for name in selector_names(spec.plan)
         ]
+
+    def _selector_settings(self, name: str, port: int) -> SelectorSettings:
+        return selector_settings(self.spec, self._access, name, self._coordinator_url, port)
 
     @property
     def infra(self) -> Infra:

@@ -1,25 +1,20 @@
 """The gateway between real servers; the services behind it are played by the tests."""
 
-import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import aiohttp
-import asyncpg
 import msgspec
-import nats
 import pytest
 from aiohttp import web
-from nats.js.errors import NotFoundError
 
-from fedota.contracts import commands, subjects
+from fedota.contracts import commands
 from fedota.contracts.commands import Command, Reply, Request
 from fedota.errors import FedotaError
-from fedota.events import CATALOGUE, EventData, NewEvent, uuid7
+from fedota.events import EventData
 from fedota.events.orchestrator import InfraSpawned
 from fedota.events.problems import (
     ModelFile,
@@ -35,46 +30,39 @@ from fedota.events.problems import (
 )
 from fedota.events.rounds import Checkpoint, RoundUpdated
 from fedota.events.storage import FilesStored, StoredFile
-from fedota.kernel.bus import Bus
-from fedota.kernel.database import connect_pool
-from fedota.kernel.event_log import Append, Context, EventLog, listen
-from fedota.kernel.migrations import PROCESSES, migrate, role_of
 from fedota.kernel.projection import Projector
-from fedota.kernel.relay import Relay
-from fedota.kernel.service import Service, serving
-from fedota.kernel.settings import Secret
 from gateway.app import create_app
 from gateway.parts import PARTS
 from gateway.projection import PROJECTION
 from gateway.settings import Settings
 from gateway.stream import Feed
+from tests.support.servers import TestServers
+from tests.support.services import Platform, Running, running
 
 TOKENS = {name: f"fdt_{name}_made_up" for name in ("setter", "organization", "operator", "clinic")}
 PLAN = Plan(rounds=3, goal_count=2)
 MODEL = ModelFile(key="k/model.safetensors", sha256="a" * 64, size=10)
 STAGES = ("selection", "configuration", "reporting", "completed")
-_PASSWORD = "made-up"
 
 
-class Platform:
-    """Everything that the gateway meets: the log with each owner's pen, the services' answers, its own address."""
+class Stage:
+    """Everything that the gateway meets: log, relay and bus, the services' answers, and itself at its own address."""
 
-    def __init__(self) -> None:
-        self.url = ""
-        self.app: web.Application = web.Application()
-        self.logs: dict[str, EventLog] = {}
+    def __init__(self, platform: Platform) -> None:
+        self.record = platform.record
+        self.gateway: Running
         self.requests: list[tuple[Request, Command]] = []
         self.refusal: FedotaError | None = None
 
-    async def record(self, *events: EventData) -> int:
-        """Append events as their owners; the position of the last."""
-        position = 0
-        for data in events:
-            owner = CATALOGUE[type(data).__name__].owner
-            context = Context(actor="test", correlation=uuid7())
-            append = Append(subject=f"{owner}/{data.problem_id}", events=[NewEvent(data=data)], context=context)
-            position = (await self.logs[owner].append(append)).position
-        return position
+    @property
+    def url(self) -> str:
+        """Where the gateway answers."""
+        return self.gateway.url
+
+    @property
+    def app(self) -> web.Application:
+        """The gateway."""
+        return self.gateway.app
 
     def story(self, problem_id: str) -> list[EventData]:
         """A problem from its publication to the end of its first round."""
@@ -186,12 +174,6 @@ def _event(actor: str, command: Any) -> EventData:
     raise AssertionError(command)
 
 
-def _as_role(url: str, process: str) -> Secret:
-    parts = urlsplit(url)
-    place = parts.netloc.rpartition("@")[2]
-    return Secret(urlunsplit(parts._replace(netloc=f"{role_of(process)}:{_PASSWORD}@{place}")))
-
-
 def write_tokens(path: Path) -> Path:
     """A tokens file with a token of each role, and one of an organization by name."""
     entries = [
@@ -204,48 +186,16 @@ def write_tokens(path: Path) -> Path:
     return path
 
 
-async def _forget_stream(url: str, credentials: Path | None) -> None:
-    """The log of this test is a new one: what the stream holds is another's."""
-    client = await nats.connect(url, user_credentials=str(credentials) if credentials else None)
-    try:
-        await client.jetstream().delete_stream(subjects.STREAM)
-    except NotFoundError:
-        pass
-    finally:
-        await client.close()
-
-
 @pytest.fixture
-async def platform(servers: Any, database_url: str, tmp_path: Path) -> AsyncIterator[Platform]:
+async def platform(servers: TestServers, database_url: str, tmp_path: Path) -> AsyncIterator[Stage]:
     """A gateway that runs, with an empty log."""
-    keys = servers.nats_keys
-    await migrate(database_url, dict.fromkeys(PROCESSES, _PASSWORD))
-    await _forget_stream(servers.nats_url, keys["anything"])
-    made = Platform()
-    settings = Settings(
-        database_url=_as_role(database_url, "gateway"),
-        nats_url=servers.nats_url,
-        nats_credentials=keys.get("gateway"),
-        tokens_file=write_tokens(tmp_path / "tokens.json"),
-        heartbeat=0.2,
-    )
-    async with AsyncExitStack() as stack:
-        enter = stack.enter_async_context
-        for owner in ("problems", "storage", "orchestrator", "rounds"):
-            pool = await enter(connect_pool(_as_role(database_url, owner), owner, size=2))
-            made.logs[owner] = await enter(EventLog.open(pool))
-        bus = await enter(Bus.connect(servers.nats_url, "relay", keys.get("relay")))
-        pool = await enter(connect_pool(_as_role(database_url, "relay"), "relay", size=2))
-        relay = Relay(await enter(EventLog.open(pool)), bus)
-        wake = asyncio.Event()
-        await enter(Service("relay").running("relay", relay.run(wake)))
-        listener = await asyncpg.connect(_as_role(database_url, "relay").reveal())
-        stack.push_async_callback(listener.close)
-        await listen(listener, wake)
+    async with Platform.open(servers, database_url) as ground, AsyncExitStack() as stack:
+        stage = Stage(ground)
         for owner in ("problems", "storage"):
-            service = await enter(Bus.connect(servers.nats_url, owner, keys.get(owner)))
+            service = await stack.enter_async_context(ground.bus(owner))
             mine = [kind for name, kind in commands.OWNERS.values() if name == owner]
-            await service.answer_commands(dict.fromkeys(mine, made.answer))
-        made.app = create_app(settings)
-        made.url = await enter(serving(made.app, "127.0.0.1", 0))
-        yield made
+            await service.answer_commands(dict.fromkeys(mine, stage.answer))
+        files = {"tokens_file": write_tokens(tmp_path / "tokens.json"), "s3_url": servers.s3.url}
+        settings = ground.settings(Settings, "gateway", heartbeat=0.2, **files)
+        stage.gateway = await stack.enter_async_context(running(create_app, settings))
+        yield stage

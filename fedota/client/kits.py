@@ -1,0 +1,27 @@
+"""The join kit, read from its file."""
+
+import time
+from pathlib import Path
+
+import msgspec
+
+from fedota.client.errors import ClientError
+from fedota.contracts.kit import Kit
+
+
+def read_kit(path: Path) -> Kit:
+    """The kit in a file. Raises `ClientError` when it is not one."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Kit)
+    except OSError as error:
+        raise ClientError(f"The join kit {path} cannot be read: {error.strerror}.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ClientError(f"{path} is not a join kit ({error}). Download it again from the problem's page.") from None
+
+
+def require_usable(kit: Kit) -> None:
+    """Raise `ClientError` when nothing can be done with the kit."""
+    if kit.expires <= time.time():
+        raise ClientError("The join kit has expired. Download a new one from the problem's page.")
+    if not kit.selectors:
+        raise ClientError("The join kit names no selector. Download it again once the training has started.")

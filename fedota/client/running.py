@@ -1,0 +1,180 @@
+"""A client from its first check-in to the end of the training."""
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+from typing import Any, Final, NamedTuple, TypeVar
+
+from fedota.client.errors import ClientError
+from fedota.client.kits import require_usable
+from fedota.client.selectors import NoAnswerError, Selectors
+from fedota.client.train import Train, Update, call_train
+from fedota.contracts.kit import Kit
+from fedota.errors import FedotaError
+from fedota.runtime.protocol import CheckedIn, ComeBack, Fate, Finished, Selected, SendAgain
+from fedota.runtime.tensors import layout_of
+
+Say = Callable[[str], None]
+R = TypeVar("R")
+_AGAIN: Final = frozenset({"unavailable", "internal_error", "timeout"})  # worth asking again
+_MISSED: Final = frozenset({"round_over", "ticket_refused", "not_found"})  # the round goes on without us
+
+
+class Kept(NamedTuple):
+    """An update that was made, until it is known what became of it."""
+
+    selected: Selected
+    update: Update
+    until: float
+
+
+async def run(kit: Kit, train: Train, data: Path, *, patience: float = 600.0, say: Say = lambda _: None) -> None:
+    """Take part in a problem until its training is finished.
+
+    `say` hears one line for each step. Raises `ClientError` when it cannot go on: the kit or its token is not good,
+    `train` fails or returns what cannot be sent, no selector answers for `patience` seconds.
+    """
+    require_usable(kit)
+    say(f"taking part in {kit.name!r} as {kit.organization}")
+    async with Selectors.of(kit, patience) as selectors:
+        await _Client(selectors, train, data, say).run()
+
+
+class _Client:
+    def __init__(self, selectors: Selectors, train: Train, data: Path, say: Say) -> None:
+        self._selectors = selectors
+        self._train = train
+        self._data = data
+        self._kept: Kept | None = None
+        self._say = _without_repeating(say)
+
+    async def run(self) -> None:
+        while True:
+            try:
+                answer = await self._check_in()
+                if await self._obey(answer):
+                    return
+            except NoAnswerError as error:
+                self._say(f"a selector does not answer ({error}); trying again ...")
+            except FedotaError as error:
+                await self._overcome(error)
+
+    async def _check_in(self) -> CheckedIn:
+        if self._kept is None:
+            self._say("waiting to be selected ...")
+        answer = await self._selectors.check_in(self._kept.selected.ticket if self._kept else None)
+        if not isinstance(answer, SendAgain):
+            self._learn(answer.update)
+        return answer
+
+    def _learn(self, fate: Fate) -> None:
+        """What became of the update that was kept."""
+        if self._kept is None or fate in ("none", "pending"):
+            return
+        number = self._kept.selected.round
+        self._kept = None
+        self._say(f"round {number}: your update counts" if fate == "counted" else f"round {number}: ended without you")
+
+    async def _obey(self, answer: CheckedIn) -> bool:
+        """Do as the selector says; True when the training is finished."""
+        match answer:
+            case Finished(reason=reason):
+                self._say(reason)
+                return True
+            case Selected():
+                await self._take_part(answer)
+            case SendAgain():
+                await self._send()
+            case ComeBack(seconds=seconds):
+                if seconds >= 5:
+                    self._say(f"the selector asks to come back after {seconds:.0f} seconds")
+                await self._selectors.pause(seconds)
+        return False
+
+    async def _take_part(self, selected: Selected) -> None:
+        if self._kept is None or self._kept.selected.ticket != selected.ticket:
+            self._kept = await self._made(selected)
+        await self._send()
+
+    async def _made(self, selected: Selected) -> Kept:
+        """Fetch the model and train on it."""
+        number, until = selected.round, monotonic() + selected.seconds
+        self._say(f"round {number}: selected, fetching the model ({_size(selected.model.size)})")
+        body = await self._selectors.fetch(selected.model)
+        if (await asyncio.to_thread(hashlib.sha256, body)).hexdigest() != selected.model.sha256:
+            raise NoAnswerError("the model came damaged")
+        layout = await asyncio.to_thread(layout_of, body)
+        self._say(f"round {number}: training on your data ...")
+        began = monotonic()
+        config = {"round": number, **selected.config}
+        update = await _in_thread(lambda: call_train(self._train, layout.views(body), self._data, config, layout))
+        self._say(
+            f"round {number}: trained on {update.examples} examples in {monotonic() - began:.1f} s, sending the update"
+        )
+        return Kept(selected, update, until)
+
+    async def _send(self) -> None:
+        if self._kept is None:
+            return
+        number = self._kept.selected.round
+        try:
+            await self._selectors.send(self._kept.selected.ticket, self._kept.update, self._kept.until - monotonic())
+        except FedotaError as error:
+            if error.problem.code != "already_reported":
+                raise
+        self._say(f"round {number}: the update has arrived, waiting for the round to complete ...")
+
+    async def _overcome(self, error: FedotaError) -> None:
+        """Go on after a refusal where that makes sense; else raise `ClientError`."""
+        problem = error.problem
+        if problem.code in _MISSED:
+            if self._kept is not None:
+                self._say(f"round {self._kept.selected.round}: too late, the round went on without your update")
+            self._kept = None
+            await self._selectors.pause(0.1)
+        elif problem.code in _AGAIN:
+            await self._selectors.pause(problem.retry_after or 1)
+        elif problem.code == "token_refused":
+            raise ClientError(problem.detail or "The selector refused the join kit's token. Fetch a new join kit.")
+        else:
+            raise ClientError(f"The selector refused the update: {problem.detail or problem.title}")
+
+
+def _without_repeating(say: Say) -> Say:
+    """The same line twice in a row tells nothing new."""
+    last = ""
+
+    def once(line: str) -> None:
+        nonlocal last
+        if line != last:
+            say(line)
+        last = line
+
+    return once
+
+
+async def _in_thread(work: Callable[[], R]) -> R:
+    """Run in a thread that does not keep the process alive: Ctrl-C ends a training at once."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[R] = loop.create_future()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if not done.done():
+            done.set_exception(error) if error is not None else done.set_result(result)
+
+    def body() -> None:
+        try:
+            result, error = work(), None
+        except BaseException as raised:  # it is raised again where it is awaited
+            result, error = None, raised
+        loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=body, name="train", daemon=True).start()
+    return await done
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

@@ -1,0 +1,1 @@
+"""The main job from beginning to end, with real parts: what `fedota demo` plays."""

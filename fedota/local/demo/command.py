@@ -1,0 +1,29 @@
+"""`fedota demo`: plays the story on the terminal, and prints its result."""
+
+import asyncio
+import shlex
+import sys
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+
+from fedota.local.demo.screen import Screen
+from fedota.local.demo.story import Result, play
+from fedota.local.report import tell_access
+
+
+def run_demo(directory: Path, *, as_json: bool, keep: bool) -> None:
+    """Play in an empty directory. Raises `LocalError` when the story does not come to its end."""
+    console = Console(stderr=as_json, highlight=False)
+    result = asyncio.run(play(directory, Screen(console), keep=keep))
+    console.print(f"\nDone in {result.seconds:.0f} seconds; {sum(result.events.values())} events are in the log.")
+    if keep:
+        tell_access(directory / "platform", result.gateway_url, to_stderr=as_json)
+        console.print(f"Remove all of it after that: rm -r {shlex.quote(str(directory))}", soft_wrap=True)
+    if as_json:
+        _print(result)
+
+
+def _print(result: Result) -> None:
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(result)).decode() + "\n")

@@ -1,0 +1,41 @@
+"""Servers that stand elsewhere, in place of embedded ones."""
+
+from pathlib import Path
+
+import msgspec
+
+from fedota.kernel.settings import Secret
+from fedota.local.seaweedfs import S3Access
+from fedota.local.state import LocalError
+
+
+class External(msgspec.Struct, frozen=True, kw_only=True):
+    """Read from `FEDOTA_<NAME>` variables; what is not given is embedded.
+
+    `database_url` is of a role that may create roles and schemas. With `nats_url`, `nats_credentials` is the `.creds`
+    file of the platform's processes and `nats_runtime_credentials` that of all coordinators: without operator mode
+    problems are not isolated from each other on NATS.
+    """
+
+    database_url: Secret | None = None
+    nats_url: str = ""
+    nats_credentials: Path | None = None
+    nats_runtime_credentials: Path | None = None
+    s3_url: str = ""
+    s3_access_key: str = ""
+    s3_secret_key: Secret | None = None
+    s3_bucket: str = "fedota"
+
+    def require_whole(self) -> None:
+        """Raise `LocalError` when half of what belongs together is missing."""
+        if self.nats_url and not (self.nats_credentials and self.nats_runtime_credentials):
+            raise LocalError("FEDOTA_NATS_URL needs FEDOTA_NATS_CREDENTIALS and FEDOTA_NATS_RUNTIME_CREDENTIALS.")
+        if self.s3_url and not (self.s3_access_key and self.s3_secret_key):
+            raise LocalError("FEDOTA_S3_URL needs FEDOTA_S3_ACCESS_KEY and FEDOTA_S3_SECRET_KEY.")
+
+    @property
+    def s3(self) -> S3Access | None:
+        """The object store, if it stands elsewhere."""
+        if not self.s3_url or self.s3_secret_key is None:
+            return None
+        return S3Access(self.s3_url, self.s3_access_key, self.s3_secret_key.reveal(), self.s3_bucket)

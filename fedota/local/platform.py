@@ -1,0 +1,165 @@
+"""The whole platform on one machine: the servers, and each service in a process of its own."""
+
+import hashlib
+import secrets
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import aiohttp
+import msgspec
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fedota.contracts.runtime import Ready
+from fedota.kernel.files import write_private
+from fedota.kernel.migrations import PROCESSES, migrate, role_of
+from fedota.local.external import External
+from fedota.local.programs import READY, Program, all_kept_alive
+from fedota.local.servers import Servers, embedded
+from fedota.local.state import HOST, DataDirectory, held
+
+ROLES: Final = ("setter", "organization", "operator")
+MODULES: Final = {
+    "relay": "fedota.kernel.relay",
+    "problems": "services.problems",
+    "storage": "services.storage",
+    "rounds": "services.rounds",
+    "orchestrator": "services.orchestrator",
+    "gateway": "gateway",
+}
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=5)
+
+
+class Platform(NamedTuple):
+    """A platform that runs: where people reach it, and the token of each role."""
+
+    gateway_url: str
+    tokens: dict[str, str]
+
+
+@asynccontextmanager
+async def running(path: Path, external: External, tell: Callable[[str], None]) -> AsyncIterator[Platform]:
+    """The platform in a data directory, answering; `tell` hears what has come up. Raises `LocalError`."""
+    with held(path):
+        data = DataDirectory(path)
+        async with embedded(data, external, tell) as servers:
+            await migrate(servers.database_url, {process: _password(data, process) for process in PROCESSES})
+            tell("database")
+            tokens = _tokens(data)
+            programs = [_program(data, name, _settings(data, servers, name)) for name in MODULES]
+            async with all_kept_alive(programs, tell):
+                url = await address_of(data.path, "gateway")
+                assert url
+                yield Platform(url, tokens)
+
+
+def process_directory(path: Path, name: str) -> Path:
+    """Where a process of the platform keeps its settings, its log and its address."""
+    return path / "processes" / name
+
+
+async def address_of(path: Path, name: str) -> str | None:
+    """Where a process answers, when it is ready."""
+    try:
+        ready = msgspec.json.decode((process_directory(path, name) / READY).read_bytes(), type=Ready)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+    try:
+        async with aiohttp.ClientSession(timeout=_TIMEOUT) as http, http.get(f"{ready.url}/readyz") as reply:
+            return ready.url if reply.status == 200 else None
+    except (aiohttp.ClientError, TimeoutError):
+        return None
+
+
+def _program(data: DataDirectory, name: str, settings: Mapping[str, Any]) -> Program:
+    directory = data.sub("processes") / name
+    data.sub(f"processes/{name}")
+    file = directory / "settings.json"
+    write_private(file, msgspec.json.encode({**settings, "directory": str(directory)}))
+
+    async def ready() -> bool:
+        return await address_of(data.path, name) is not None
+
+    argv = [sys.executable, "-m", MODULES[name]]
+    return Program(name, argv, directory, ready, env={"FEDOTA_SETTINGS": str(file)})
+
+
+def _settings(data: DataDirectory, servers: Servers, name: str) -> dict[str, Any]:
+    common = {
+        "database_url": _role_url(servers.database_url, name, _password(data, name)),
+        "nats_url": servers.nats.url,
+        "nats_credentials": str(servers.nats.keys[name]),
+        "host": HOST,
+    }
+    match name:
+        case "problems":
+            return {**common, "token_key_file": str(_token_keys(data)[0])}
+        case "storage":
+            url, access_key, secret_key, bucket = servers.s3
+            keys = {"s3_access_key": access_key, "s3_secret_key": secret_key}
+            return {**common, "s3_url": url, "s3_bucket": bucket, **keys}
+        case "orchestrator":
+            return {**common, "token_public_key_file": str(_token_keys(data)[1]), **_coordinators_access(servers)}
+        case "gateway":
+            files = {"tokens_file": str(data.path / "tokens.json"), "s3_url": servers.s3.url}
+            return {**common, "port": data.port("gateway"), **files}
+        case _:
+            return common
+
+
+def _coordinators_access(servers: Servers) -> dict[str, str]:
+    nats = servers.nats
+    if nats.operator is None:
+        return {"runtime_credentials": str(servers.nats_runtime_credentials)}
+    return {
+        "operator_seed_file": str(nats.operator),
+        "system_credentials": str(nats.keys["system"]),
+        "platform_account": nats.platform_account,
+    }
+
+
+def _password(data: DataDirectory, process: str) -> str:
+    return data.secret(f"database-{process}")
+
+
+def _role_url(admin_url: str, process: str, password: str) -> str:
+    parts = urlsplit(admin_url)
+    place = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{role_of(process)}:{quote(password)}@{place}"))
+
+
+def _tokens(data: DataDirectory) -> dict[str, str]:
+    """One token a role, kept in files for their owner; the gateway is told digests only."""
+    directory = data.sub("tokens")
+    for role in ROLES:
+        if not (directory / role).exists():
+            write_private(directory / role, f"fdt_{role}_{secrets.token_urlsafe(32)}".encode())
+    tokens = read_tokens(data.path)
+    entries = [{"role": role, "sha256": hashlib.sha256(token.encode()).hexdigest()} for role, token in tokens.items()]
+    write_private(data.path / "tokens.json", msgspec.json.encode(entries))
+    return tokens
+
+
+def read_tokens(path: Path) -> dict[str, str]:
+    """The token of each role of the platform in this data directory."""
+    return {role: (path / "tokens" / role).read_text() for role in ROLES}
+
+
+def _token_keys(data: DataDirectory) -> tuple[Path, Path]:
+    """The key that participation tokens are signed with, and the public one that selectors verify them with."""
+    directory = data.sub("keys")
+    private_file, public_file = directory / "token.pem", directory / "token.public.pem"
+    if not public_file.exists():
+        key = Ed25519PrivateKey.generate()
+        write_private(private_file, key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, _NO_PASSWORD))
+        public = key.public_key().public_bytes(_PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        write_private(public_file, public)
+    return private_file, public_file
+
+
+_PEM: Final = serialization.Encoding.PEM
+_NO_PASSWORD: Final = serialization.NoEncryption()

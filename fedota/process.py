@@ -1,0 +1,220 @@
+"""The scaffold of every Fedota process: health, metrics, logs, `ready.json`, a graceful stop."""
+
+import asyncio
+import logging
+import os
+import signal
+import stat
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import prometheus_client
+import structlog
+import uvloop
+from aiohttp import web
+
+from fedota.contracts.runtime import Ready
+
+Check = Callable[[], Awaitable[object]]
+_CHECK_SECONDS: Final = 2.0
+_log = structlog.get_logger(__name__)
+
+
+class Service:
+    """What a process tells about itself, filled by its resources as they come up."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.registry = prometheus_client.CollectorRegistry()
+        self._checks: dict[str, Check] = {}
+
+    def add_check(self, name: str, check: Check) -> None:
+        """`/readyz` names `name` as failing when `check` raises or takes over two seconds."""
+        self._checks[name] = check
+
+    def add_gauge(self, name: str, help_: str, value: Callable[[], float]) -> None:
+        """`/metrics` shows `fedota_<name>`, read when asked."""
+        prometheus_client.Gauge(f"fedota_{name}", help_, registry=self.registry).set_function(value)
+
+    def add_counter(self, name: str, help_: str, labels: tuple[str, ...] = ()) -> prometheus_client.Counter:
+        """`/metrics` shows `fedota_<name>_total`."""
+        return prometheus_client.Counter(f"fedota_{name}", help_, labels, registry=self.registry)
+
+    @asynccontextmanager
+    async def running(self, name: str, work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+        """Run `work` beside the service. It must not end: when it does, the service is not ready any more."""
+        task = asyncio.create_task(work, name=name)
+
+        async def check() -> None:
+            if task.done():
+                raise RuntimeError(f"{name} has ended")
+
+        def report(done: asyncio.Task[None]) -> None:
+            if not done.cancelled() and (error := done.exception()):
+                _log.critical("background work failed", work=name, exc_info=error)
+
+        task.add_done_callback(report)
+        self.add_check(name, check)
+        try:
+            yield
+        finally:
+            # Python 3.11's wait_for drops a cancellation that meets its result: one alone may never end the work
+            while not task.done():
+                task.cancel()
+                await asyncio.wait([task], timeout=0.5)
+
+    async def failures(self) -> dict[str, str]:
+        """Each check that fails, and how."""
+        results = await asyncio.gather(*(_failure(check) for check in self._checks.values()))
+        return {name: reason for name, reason in zip(self._checks, results, strict=True) if reason}
+
+
+async def _failure(check: Check) -> str | None:
+    try:
+        await asyncio.wait_for(_awaited(check), _CHECK_SECONDS)
+    except Exception as error:  # whatever is wrong, not being ready is the answer
+        return str(error) or type(error).__name__
+    return None
+
+
+async def _awaited(check: Check) -> None:
+    await check()
+
+
+SERVICE: Final = web.AppKey("service", Service)
+
+
+def attach(app: web.Application, service: Service, resources: AbstractAsyncContextManager[None]) -> None:
+    """Give an application its health routes, and `resources` that are up while it is served."""
+    app[SERVICE] = service
+    app.router.add_get("/livez", _livez)
+    app.router.add_get("/readyz", _readyz)
+    app.router.add_get("/metrics", _metrics)
+
+    async def lifespan(_: web.Application) -> AsyncIterator[None]:
+        async with resources:
+            yield
+
+    app.cleanup_ctx.append(lifespan)
+
+
+async def _livez(_: web.Request) -> web.Response:
+    return web.json_response({"status": "alive"})
+
+
+async def _readyz(request: web.Request) -> web.Response:
+    failures = await request.app[SERVICE].failures()
+    body = {"status": "failing" if failures else "ready", "failing": failures}
+    return web.json_response(body, status=503 if failures else 200)
+
+
+async def _metrics(request: web.Request) -> web.Response:
+    text = prometheus_client.generate_latest(request.app[SERVICE].registry)
+    return web.Response(body=text, headers={"Content-Type": prometheus_client.CONTENT_TYPE_LATEST})
+
+
+def run(
+    create_app: Callable[[], web.Application],
+    *,
+    host: str,
+    port: int,
+    directory: Path | None,
+    follow_parent: bool = False,
+    **server: Any,
+) -> None:
+    """Serve until SIGTERM or SIGINT; exits with 1 when it cannot. `server` goes to `serving`.
+
+    Once it answers, `ready.json` is in `directory`. With `follow_parent` it also ends when standard input does: a
+    launcher that was killed with -9 leaves nobody behind.
+    """
+    try:
+        uvloop.run(_serve(create_app, host, port, directory, follow_parent, server))
+    except asyncio.CancelledError:
+        _log.info("stopped before it was ready")
+    except Exception as error:
+        _log.critical("could not run", error=str(error) or type(error).__name__, exc_info=error)
+        sys.exit(1)
+
+
+async def _serve(
+    create_app: Callable[[], web.Application],
+    host: str,
+    port: int,
+    directory: Path | None,
+    follow_parent: bool,
+    server: dict[str, Any],
+) -> None:
+    stop, starting = asyncio.Event(), asyncio.current_task()
+
+    def end() -> None:
+        stop.set()
+        if starting is not None:  # what takes long to come up need not come up any more
+            starting.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, end)
+    if follow_parent:
+        _at_end_of_input(end)
+    async with serving(create_app(), host, port, **server) as url:
+        starting = None
+        _announce(directory, url)
+        _log.info("ready", url=url)
+        await stop.wait()
+        _log.info("stopping")
+
+
+def _at_end_of_input(stop: Callable[[], None]) -> None:
+    """Only a pipe tells of its other end: in a container standard input is `/dev/null`, which ends at once."""
+    descriptor = sys.stdin.fileno() if sys.stdin else -1
+    if descriptor < 0 or not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        return
+    loop = asyncio.get_running_loop()
+
+    def readable() -> None:
+        if not os.read(descriptor, 4096):
+            loop.remove_reader(descriptor)
+            stop()
+
+    loop.add_reader(descriptor, readable)
+
+
+@asynccontextmanager
+async def serving(app: web.Application, host: str, port: int, **server: Any) -> AsyncIterator[str]:
+    """The application, listening; gives its URL. `server` goes to `aiohttp.web.AppRunner`."""
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2, **server)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+        yield f"http://{host}:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+def _announce(directory: Path | None, url: str) -> None:
+    """Write `ready.json`, whole or not at all: whoever waits for it may read at any moment."""
+    if directory is None:
+        return
+    draft = directory / "ready.json.new"
+    draft.write_bytes(msgspec.json.encode(Ready(url=url, pid=os.getpid())))
+    draft.replace(directory / "ready.json")
+
+
+def configure_logging(name: str, level: str) -> None:
+    """One JSON object a line on standard error."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+    )
+    structlog.contextvars.bind_contextvars(service=name)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING)

@@ -1,0 +1,158 @@
+"""The coordinator's composition, and what it answers to selectors."""
+
+import asyncio
+import hashlib
+import struct
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final, TypeVar
+
+import aiohttp
+import msgspec
+from aiohttp import StreamReader, web
+from aiohttp.typedefs import Middleware
+
+from fedota.contracts.runtime import CoordinatorSettings
+from fedota.errors import FedotaError
+from fedota.events import to_json, uuid7
+from fedota.process import Service, attach
+from fedota.runtime.bodies import read_rest, send_file
+from fedota.runtime.coordinator import rounds
+from fedota.runtime.coordinator.objects import Objects
+from fedota.runtime.coordinator.platform import Platform
+from fedota.runtime.coordinator.training import StartError, Training
+from fedota.runtime.protocol import CLAIMS, MODELS, ORDERS, PARTIALS, STATES, Claim, Meta, Told
+from fedota.runtime.tensors import room
+from fedota.runtime.web import Handler, json_response, problems, require_key
+
+_START_SECONDS: Final = 25.0  # a launcher that waits longer than this for a process that says nothing gives it up
+_HOLD: Final = 5.0  # seconds that orders are awaited in one request
+_MOST_META: Final = 64 * 1024**2  # bytes
+_AT_ONCE: Final = 2  # sums that are read at the same time
+_TRAINING: Final = web.AppKey("training", Training)
+_TURNS: Final = web.AppKey("turns", asyncio.Semaphore)
+B = TypeVar("B")
+
+
+def create_app(settings: CoordinatorSettings, directory: Path) -> web.Application:
+    """The coordinator, ready to be served."""
+    app = web.Application(middlewares=[problems, _guard(settings.key)], client_max_size=_MOST_META)
+    app.router.add_post(STATES, _take_state)
+    app.router.add_get(ORDERS, _give_orders)
+    app.router.add_post(CLAIMS, _answer_claim)
+    app.router.add_put(PARTIALS, _take_partial)
+    app.router.add_get(MODELS, _give_model)
+    service = Service("coordinator")
+    attach(app, service, _resources(app, service, settings, directory))
+    return app
+
+
+def _guard(key: str) -> Middleware:
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path.startswith("/v1/"):
+            require_key(request, key)
+        return await handler(request)
+
+    return guard
+
+
+@asynccontextmanager
+async def _resources(
+    app: web.Application, service: Service, settings: CoordinatorSettings, directory: Path
+) -> AsyncIterator[None]:
+    rules = rounds.Rules(problem_id=settings.problem_id, run=settings.run, plan=settings.plan, life=uuid7().hex)
+    training = Training(settings, rules, directory)
+    why = ["NATS did not answer"]
+    async with AsyncExitStack() as stack:
+        http = await stack.enter_async_context(aiohttp.ClientSession())
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                platform = await stack.enter_async_context(Platform.connect(settings))
+                await training.load(platform, Objects(platform, http), trouble=why.append)
+        except TimeoutError:
+            raise StartError(f"The coordinator could not begin within {_START_SECONDS:g} seconds: {why[-1]}") from None
+        app[_TRAINING] = training
+        app[_TURNS] = asyncio.Semaphore(_AT_ONCE)
+        _measure(service, training)
+        for name, work in (
+            ("clock", training.keep_time()),
+            ("reports", training.report()),
+            ("checkpoints", training.conclude()),
+        ):
+            await stack.enter_async_context(service.running(name, work))
+        yield
+
+
+def _measure(service: Service, training: Training) -> None:
+    service.add_gauge("round", "The round that is being run", lambda: training.state.round)
+    service.add_gauge("round_attempt", "Which attempt of the round this is", lambda: training.state.attempt)
+    service.add_gauge("clients_waiting", "Clients that wait to be selected", lambda: training.state.waiting)
+    service.add_gauge("selectors", "Selectors that are heard of", lambda: len(training.state.presences))
+    service.add_gauge("reports_waiting", "Reports that are not recorded yet", lambda: training.reporter.waiting)
+
+
+async def _decoded(request: web.Request, kind: type[B]) -> B:
+    try:
+        return msgspec.json.decode(await request.read(), type=kind)
+    except msgspec.DecodeError as error:
+        raise FedotaError("invalid_request", f"The body is not what is expected here: {error}.") from None
+
+
+async def _take_state(request: web.Request) -> web.Response:
+    request.app[_TRAINING].happened(await _decoded(request, Told))
+    return web.Response(status=204)
+
+
+async def _give_orders(request: web.Request) -> web.Response:
+    """Orders that differ from those that the selector has; 304 when there were none for a while."""
+    training, life = request.app[_TRAINING], request.query.get("life", "")
+    known = request.headers.get("If-None-Match")
+    until = asyncio.get_running_loop().time() + _HOLD
+    while True:
+        changed = training.changed
+        body = to_json(training.orders(request.match_info["name"], life))
+        tag = f'"{hashlib.blake2b(body, digest_size=16).hexdigest()}"'
+        if tag != known:
+            return web.Response(body=body, content_type="application/json", headers={"ETag": tag})
+        left = until - asyncio.get_running_loop().time()
+        if left <= 0:
+            return web.Response(status=304, headers={"ETag": tag})
+        with suppress(TimeoutError):
+            await asyncio.wait_for(changed.wait(), left)
+
+
+async def _answer_claim(request: web.Request) -> web.Response:
+    return json_response(request.app[_TRAINING].claim(await _decoded(request, Claim)))
+
+
+async def _take_partial(request: web.Request) -> web.Response:
+    """A sum: the length of its `Meta` (8 bytes, little endian), the `Meta` in JSON, the numbers."""
+    training = request.app[_TRAINING]
+    async with request.app[_TURNS]:
+        meta, before = await _meta(request.content)
+        training.require_wanted(meta)
+        numbers = room(training.sum_size)
+        if request.content_length != before + len(numbers):
+            raise FedotaError("invalid_request", "The sum is not of the model's size.")
+        await read_rest(request, numbers)
+        await training.take(meta, numbers)
+    return web.Response(status=204)
+
+
+async def _meta(source: StreamReader) -> tuple[Meta, int]:
+    try:
+        (length,) = struct.unpack("<Q", await source.readexactly(8))
+        if length > _MOST_META:
+            raise FedotaError("too_large", f"What comes before the sum may have {_MOST_META} bytes.")
+        return msgspec.json.decode(await source.readexactly(length), type=Meta), 8 + length
+    except (asyncio.IncompleteReadError, msgspec.DecodeError) as error:
+        raise FedotaError("invalid_request", f"The sum does not begin as it should: {error}.") from None
+
+
+async def _give_model(request: web.Request) -> web.StreamResponse:
+    training, sha256 = request.app[_TRAINING], request.match_info["sha256"]
+    if not training.has_model(sha256):
+        raise FedotaError("not_found", "These weights are not in use now.")
+    return await send_file(request, training.model_file(sha256))

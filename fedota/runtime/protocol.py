@@ -1,0 +1,194 @@
+"""What clients, selectors and the coordinator say to each other by HTTP; docs/protocol.md tells it at length.
+
+JSON carries everything but tensors. Those travel as raw bodies: a model or an update as `safetensors`, a partial
+aggregate as `Meta` followed by its numbers (see `aggregation.WeightedSum`).
+"""
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from fedota.events.rounds import Refusal
+
+# Headers of a client's requests.
+CLIENT: Final = "Fedota-Client"  # a name that the client gives itself, unique within its organization
+TICKET: Final = "Fedota-Ticket"
+EXAMPLES: Final = "Fedota-Examples"
+METRICS: Final = "Fedota-Metrics"  # a JSON object of numbers
+
+CHECK_IN: Final = "/v1/check-in"
+UPDATES: Final = "/v1/updates"
+MODELS: Final = "/v1/models/{sha256}"  # of a selector, and of the coordinator
+
+# What selectors ask of the coordinator.
+STATES: Final = "/v1/selectors/{name}"
+ORDERS: Final = "/v1/selectors/{name}/orders"
+PARTIALS: Final = "/v1/selectors/{name}/partial"
+CLAIMS: Final = "/v1/claims"
+
+MOST_EXAMPLES: Final = 10**9
+MOST_METRICS: Final = 64
+METRICS_LIMIT: Final = 4096  # bytes of the header
+HEADER_SLACK: Final = 65_536  # bytes that an update's safetensors header may be longer than the model's
+
+Fate = Literal["none", "pending", "counted", "over"]
+
+
+class ModelRef(msgspec.Struct, frozen=True, kw_only=True):
+    """Weights by their content: `GET /v1/models/<sha256>`."""
+
+    sha256: str
+    size: int
+
+
+# Selector to client, in answer to a check-in. `update` tells what became of the update that the check-in's ticket is
+# of: `pending` (keep it), `counted`, or `over` (the round went on or ended without it).
+
+
+class Selected(msgspec.Struct, frozen=True, kw_only=True, tag_field="status", tag="selected"):
+    """Take part in this round: fetch the model, train, send the update within `seconds`."""
+
+    ticket: str
+    round: int
+    attempt: int
+    model: ModelRef
+    config: dict[str, Any]
+    seconds: float
+    update: Fate = "none"
+
+
+class ComeBack(msgspec.Struct, frozen=True, kw_only=True, tag_field="status", tag="come_back"):
+    """Check in again after `seconds`."""
+
+    seconds: float
+    update: Fate = "none"
+
+
+class SendAgain(msgspec.Struct, frozen=True, kw_only=True, tag_field="status", tag="send_again"):
+    """The selector that had the update lost it: send it again, here, with the same ticket."""
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="status", tag="finished"):
+    """There is nothing left to train."""
+
+    reason: str
+    update: Fate = "none"
+
+
+CheckedIn = Selected | ComeBack | SendAgain | Finished
+
+
+class Received(msgspec.Struct, frozen=True, kw_only=True):
+    """The update is in the selector's sum. It counts for good once a check-in says so."""
+
+    round: int
+    attempt: int
+
+
+# Selector and coordinator.
+
+
+class Contribution(msgspec.Struct, frozen=True, kw_only=True):
+    """One accepted update, without its weights."""
+
+    ticket: str
+    organization: str
+    examples: int
+    metrics: dict[str, float]
+
+
+class Meta(msgspec.Struct, frozen=True, kw_only=True):
+    """What comes before the numbers of a partial aggregate: whose updates are in them."""
+
+    cohort: str
+    life: str
+    contributions: list[Contribution]
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """The cohort that a selector works on, so that a coordinator that was restarted can take it up.
+
+    `selected` is None until the selector has picked its share. `closed` when it accepts no more updates. `claimed` are
+    the tickets that other selectors had given out.
+    """
+
+    cohort: str
+    round: int
+    attempt: int
+    base: str
+    share: int
+    deadline: float
+    selected: int | None = None
+    reported: int = 0
+    examples: int = 0
+    organizations: list[str] = []
+    refusals: list[Refusal] = []
+    claimed: list[str] = []
+    closed: bool = False
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """A selector's whole state, sent after each change. `life` is unique to each start of the process."""
+
+    name: str
+    life: str
+    waiting: int
+    held: Held | None = None
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """May the selector `life` accept the update of a ticket that `issuer` (a life of the selector `name`) gave out?"""
+
+    life: str
+    cohort: str
+    ticket: str
+    name: str
+    issuer: str
+
+
+class Claimed(msgspec.Struct, frozen=True, kw_only=True):
+    """`granted`; `wait`: the issuer may still have the update; `over`: the cohort takes no more; `taken`: it counts."""
+
+    answer: Literal["granted", "wait", "over", "taken"]
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    """A cohort and this selector's share of it.
+
+    With `collect`, accept no more and hand the sum over, once for each value: it changes when sums are collected anew.
+    """
+
+    cohort: str
+    round: int
+    attempt: int
+    base: ModelRef
+    share: int
+    deadline: float
+    collect: str = ""
+
+
+class Concluded(msgspec.Struct, frozen=True, kw_only=True):
+    """A cohort that is over, and whether this selector's sum is part of a checkpoint."""
+
+    cohort: str
+    counted: bool
+
+
+class Orders(msgspec.Struct, frozen=True, kw_only=True):
+    """What a selector should be doing now; not what changed, so that any of them may be missed.
+
+    Without `work` a selector drops what it holds, unless the coordinator is `settling`: it has been restarted and does
+    not know yet. `model` is what the next work will need.
+    """
+
+    model: ModelRef
+    config: dict[str, Any]
+    work: Work | None = None
+    settling: bool = False
+    last: Concluded | None = None
+    finished: str | None = None
+
+
+Metrics = Annotated[
+    dict[Annotated[str, msgspec.Meta(min_length=1, max_length=100)], float], msgspec.Meta(max_length=MOST_METRICS)
+]

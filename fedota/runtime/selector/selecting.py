@@ -1,0 +1,313 @@
+"""What a selector does: obeys its coordinator's orders, and says how things stand."""
+
+import asyncio
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from fedota.contracts.runtime import SelectorSettings
+from fedota.errors import FedotaError
+from fedota.events import uuid7
+from fedota.process import Service
+from fedota.runtime.protocol import (
+    HEADER_SLACK,
+    CheckedIn,
+    Claim,
+    ComeBack,
+    Fate,
+    Finished,
+    ModelRef,
+    Orders,
+    Selected,
+    SendAgain,
+    Told,
+    Work,
+)
+from fedota.runtime.selector.buffers import Buffers
+from fedota.runtime.selector.cohort import Cohort
+from fedota.runtime.selector.link import Link
+from fedota.runtime.selector.pool import MOST_WAITING, Pool, Waiting
+from fedota.runtime.tensors import Layout, read_layout
+from fedota.runtime.tickets import Ticket, Tickets
+
+_HEARTBEAT: Final = 5.0  # seconds; a third of the silence after which the coordinator gives a selector up
+_GATHERING: Final = 2.0  # seconds that a selection waits for clients between two long polls
+_HOLD: Final = 25.0  # seconds of a client's long poll: below what proxies commonly allow
+_SOON: Final = 1.0
+_FULL: Final = 30.0
+_LONGEST_DELAY: Final = 2.0
+_log = structlog.get_logger(__name__)
+
+
+class Selecting:
+    """The selector's state. Orders tell what should be; `obey` brings it about, whatever was missed."""
+
+    def __init__(self, settings: SelectorSettings, directory: Path) -> None:
+        self.life = uuid7().hex
+        self.tickets = Tickets(settings.key, settings.problem_id, settings.run)
+        self.pool = Pool(self.changed)
+        self.cohort: Cohort | None = None
+        self.buffers: Buffers | None = None
+        self.connected = False
+        self._settings = settings
+        self._link = Link(settings.coordinator, settings.key, settings.name, self.life)
+        self._models = directory / "models"
+        self._layouts: dict[str, Layout] = {}
+        self._orders: Orders | None = None
+        self._ordered = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._accepted_last: frozenset[str] = frozenset()  # tickets of the cohort before
+        self._last = ""
+
+    @asynccontextmanager
+    async def running(self, service: Service) -> AsyncIterator[None]:
+        """At work within this."""
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._link.open())
+            for name, work in (("orders", self.listen()), ("tell", self.tell()), ("work", self.obey())):
+                await stack.enter_async_context(service.running(name, work))
+            yield
+
+    # Towards the coordinator.
+
+    async def listen(self) -> None:
+        """Hear orders, for ever."""
+        delay = 0.0
+        while True:
+            try:
+                orders = await self._link.orders()
+            except FedotaError as error:
+                if self.connected:
+                    _log.warning("the coordinator does not answer", error=str(error))
+                self.connected = False
+                delay = min(2 * delay + 0.05, _LONGEST_DELAY)
+                await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - only spreads the attempts
+                continue
+            if not self.connected:  # it may be another one: what it does not know yet is said again
+                self.connected = True
+                self.changed()
+            delay = 0.0
+            if orders is not None:
+                self._orders = orders
+                self._ordered.set()
+
+    async def tell(self) -> None:
+        """Say how things stand after each change, and now and then."""
+        while True:
+            self._changed.clear()
+            held = self.cohort.held() if self.cohort else None
+            told = Told(name=self._settings.name, life=self.life, waiting=len(self.pool), held=held)
+            try:
+                await self._link.tell(told)
+            except FedotaError:
+                await asyncio.sleep(random.uniform(0.1, 0.3))  # noqa: S311 - only spreads the attempts
+                continue
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), _HEARTBEAT)
+
+    async def obey(self) -> None:
+        """Do what the latest orders ask for, for ever."""
+        delay = 0.0
+        while True:
+            await self._ordered.wait()
+            self._ordered.clear()
+            assert self._orders is not None
+            try:
+                await self._obey(self._orders)
+                delay = 0.0
+            except FedotaError as error:
+                _log.warning("orders could not be followed yet", error=str(error))
+                delay = min(2 * delay + 0.05, _LONGEST_DELAY)
+                await asyncio.sleep(delay)
+                self._ordered.set()
+
+    async def _obey(self, orders: Orders) -> None:
+        if orders.finished is not None:
+            self._drop()
+            self.pool.dismiss()
+            return
+        if orders.work is None:
+            if not orders.settling:
+                self._drop()
+        elif self.cohort is None or self.cohort.id != orders.work.cohort:
+            await self._begin(orders.work)
+        else:
+            await self._go_on(self.cohort, orders.work)
+        if not self._ordered.is_set():  # nothing newer is to be done: be ready for what comes next
+            await self._have(orders.model)
+
+    def _drop(self) -> None:
+        if self.cohort is None:
+            return
+        self._last, self._accepted_last = self.cohort.id, frozenset(self.cohort.accepted)
+        self.cohort.closed = True
+        self.cohort = None
+        self.changed()
+
+    async def _begin(self, work: Work) -> None:
+        layout = await self._have(work.base)
+        if self._ordered.is_set():
+            return  # that took a while, and there are newer orders: these are not worth a ticket any more
+        self._drop()
+        size = layout.size + HEADER_SLACK
+        if self.buffers is None or self.buffers.size != size:
+            self.buffers = Buffers(size)
+        self.cohort = cohort = Cohort(work, layout)
+        if not work.collect and work.share:
+            await self.pool.gathered(work.share, _GATHERING)
+        cohort.selected = self.pool.select(0 if work.collect else work.share, self._issue)
+        self.changed()
+
+    def _issue(self, who: Waiting) -> str:
+        assert self.cohort is not None
+        work = self.cohort.work
+        ticket = Ticket(
+            id=secrets.token_hex(12),
+            organization=who.organization,
+            client=who.client,
+            round=work.round,
+            attempt=work.attempt,
+            cohort=work.cohort,
+            selector=self._settings.name,
+            life=self.life,
+        )
+        signed = self.tickets.sign(ticket)
+        self.cohort.issued[who] = signed
+        return signed
+
+    async def _go_on(self, cohort: Cohort, work: Work) -> None:
+        if not work.collect:
+            if cohort.closed:
+                cohort.closed = False
+                self.changed()
+            return
+        if not cohort.closed:
+            cohort.closed = True
+        self.changed()
+        if cohort.handed == work.collect:
+            return
+        async with cohort.lock:  # an update that is being added is in the sum when it is handed over
+            if cohort.accepted:
+                try:
+                    await self._link.hand_over(cohort.meta(self.life), cohort.numbers)
+                except FedotaError as error:
+                    if error.problem.code not in ("round_over", "conflict"):
+                        raise
+                    _log.warning("the sum was not taken", error=str(error))
+            cohort.handed = work.collect
+
+    async def _have(self, model: ModelRef) -> Layout:
+        """The layout of a model that is here, fetched if need be; those that nobody needs are removed."""
+        if (layout := self._layouts.get(model.sha256)) is None:
+            path = self.model_file(model.sha256)
+            await asyncio.to_thread(self._models.mkdir, mode=0o700, exist_ok=True)
+            await self._link.fetch(model, path)
+            layout = self._layouts[model.sha256] = await asyncio.to_thread(read_layout, path)
+        needed = {model.sha256, self.cohort.work.base.sha256 if self.cohort else ""}
+        for old in self._layouts.keys() - needed:
+            del self._layouts[old]
+            self.model_file(old).unlink(missing_ok=True)
+        return layout
+
+    # Towards clients.
+
+    def model_file(self, sha256: str) -> Path:
+        """Where a model lies."""
+        return self._models / f"{sha256}.safetensors"
+
+    def has_model(self, sha256: str) -> bool:
+        """Whether these weights can be had here."""
+        return sha256 in self._layouts
+
+    async def check_in(self, who: Waiting, ticket: Ticket | None) -> CheckedIn:
+        """Hold a client until there is something for it to do. `ticket` is of the update that it still keeps."""
+        if ticket is not None and (answer := await self._unsettled(ticket)) is not None:
+            return answer
+        if (signed := self._again(who)) is None and not self._finished:
+            if len(self.pool) >= MOST_WAITING:
+                return ComeBack(seconds=_FULL * random.uniform(0.5, 1.5), update=self._fate(ticket))  # noqa: S311
+            signed = await self.pool.wait(who, _HOLD)
+        if signed is not None and (selected := self._selected(signed, self._fate(ticket))) is not None:
+            return selected
+        if self._finished:
+            return Finished(reason=self._finished, update=self._fate(ticket))
+        return ComeBack(seconds=0, update=self._fate(ticket))
+
+    @property
+    def _finished(self) -> str:
+        return (self._orders.finished or "") if self._orders else ""
+
+    def _again(self, who: Waiting) -> str | None:
+        return self.cohort.unused_ticket(who) if self.cohort else None
+
+    def _selected(self, signed: str, fate: Fate) -> Selected | None:
+        cohort = self.cohort
+        if cohort is None or self._orders is None:
+            return None
+        work = cohort.work
+        return Selected(
+            ticket=signed,
+            round=work.round,
+            attempt=work.attempt,
+            model=work.base,
+            config=self._orders.config,
+            seconds=max(0.0, work.deadline - time.time()),
+            update=fate,
+        )
+
+    def _fate(self, ticket: Ticket | None) -> Fate:
+        """What became of an update."""
+        if ticket is None:
+            return "none"
+        if self.cohort is not None and self.cohort.id == ticket.cohort:
+            return "pending"
+        orders = self._orders
+        if orders is None or orders.settling:
+            return "pending"
+        if orders.work is not None and orders.work.cohort == ticket.cohort:
+            return "pending"
+        last = orders.last
+        if last is not None and last.cohort == ticket.cohort == self._last and ticket.id in self._accepted_last:
+            return "counted" if last.counted else "over"
+        return "over"
+
+    async def _unsettled(self, ticket: Ticket) -> CheckedIn | None:
+        """What to do about an update that the client keeps and that is not in our sum."""
+        cohort = self.cohort
+        if cohort is None or cohort.id != ticket.cohort:
+            return ComeBack(seconds=_SOON, update="pending") if self._fate(ticket) == "pending" else None
+        if ticket.id in cohort.accepted or ticket.id in cohort.receiving or cohort.closed:
+            return None
+        if ticket.life == self.life or ticket.id in cohort.claimed:
+            return SendAgain()
+        match await self.claim(cohort, ticket):
+            case "granted":
+                return SendAgain()
+            case "wait":
+                return ComeBack(seconds=_SOON, update="pending")
+        return None
+
+    async def claim(self, cohort: Cohort, ticket: Ticket) -> str:
+        """Ask for the right to accept the update of a ticket that we did not give out."""
+        claim = Claim(life=self.life, cohort=cohort.id, ticket=ticket.id, name=ticket.selector, issuer=ticket.life)
+        try:
+            answer = (await self._link.claim(claim)).answer
+        except FedotaError:
+            return "wait"
+        if answer == "granted":
+            cohort.claimed.add(ticket.id)
+        return answer
+
+    def unsure(self, ticket: Ticket) -> bool:
+        """Whether the ticket's cohort may still be going on, for all that we know."""
+        return self._fate(ticket) == "pending"
+
+    def changed(self) -> None:
+        """Something is to be told to the coordinator."""
+        self._changed.set()

@@ -1,0 +1,23 @@
+"""The kernel on real servers: a migrated database, every owner's pen, and a relay only where a test starts one."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from fedota.kernel.migrations import PROCESSES, migrate
+from tests.contract.ground import PASSWORD, Ground
+from tests.support.servers import TestServers
+from tests.support.services import OWNERS, forget_stream
+
+
+@pytest.fixture
+async def ground(servers: TestServers, database_url: str) -> AsyncIterator[Ground]:
+    """An empty log and no stream."""
+    await migrate(database_url, dict.fromkeys(PROCESSES, PASSWORD))
+    await forget_stream(servers.nats_url, servers.nats_keys["anything"])
+    made = Ground(servers, database_url)
+    async with AsyncExitStack() as stack:
+        for owner in OWNERS:
+            made.logs[owner] = await stack.enter_async_context(made.log(owner))
+        yield made

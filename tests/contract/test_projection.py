@@ -1,0 +1,338 @@
+"""Rows exactly once, whatever is delivered, killed or poisoned."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedota.contracts import subjects
+from fedota.errors import FedotaError
+from fedota.events import Event, EventData, to_json, uuid7
+from fedota.events.problems import ParticipationRequested, ProblemCreated
+from fedota.events.storage import FilesDeleted
+from fedota.kernel.bus import Bus, Consumer, StreamLostError
+from fedota.kernel.database import Connection, Pool
+from fedota.kernel.event_log import EventLog
+from fedota.kernel.projection import Projection, Projector
+from fedota.kernel.relay import Relay
+from fedota.kernel.service import Service
+from tests.contract.ground import Ground, OwnNats, created, deleted, kill, requested
+from tests.support.events import recorded
+from tests.support.services import new_id, until
+
+PROJECTOR = "tests.contract.projector"
+TABLES = "create table if not exists seen (position bigint, subject text, data text);"
+
+
+class Model:
+    """A read model of all events, which can be told to fail; it counts its reactions."""
+
+    def __init__(self) -> None:
+        self.poison: Callable[[Event], Exception | None] = lambda _: None
+        self.reactions: list[int] = []
+        kinds = (ProblemCreated, ParticipationRequested, FilesDeleted)
+        self.projection = Projection(
+            tables=TABLES,
+            names=("seen",),
+            rows=dict.fromkeys(kinds, self._write),
+            reactions=dict.fromkeys(kinds, self._react),
+        )
+
+    async def _write(self, connection: Connection, event: Event, data: EventData) -> None:
+        await connection.execute(
+            "insert into seen values ($1, $2, $3)", event.position, event.subject, to_json(data).decode()
+        )
+        if error := self.poison(event):
+            raise error
+
+    async def _react(self, event: Event, _: EventData) -> None:
+        self.reactions.append(event.position)
+
+
+class Unreliable(Bus):
+    """A bus whose consumers deliver much twice and some things not at all."""
+
+    @asynccontextmanager
+    async def consume(self, after: int) -> AsyncIterator[Consumer]:
+        """From long before, so everything comes again."""
+        async with super().consume(max(0, after - 40)) as consumer:
+            fetch = consumer.fetch
+
+            async def badly() -> list[bytes]:
+                bodies = await fetch()
+                return [*bodies[1:], *bodies[-1:], *bodies[:1]] if len(bodies) > 2 else bodies + bodies
+
+            consumer.fetch = badly  # type: ignore[method-assign]
+            yield consumer
+
+
+class World:
+    """A projection of the process `gateway` that runs beside a relay."""
+
+    def __init__(self, ground: Ground, pool: Pool, log: EventLog, projector: Projector, service: Service) -> None:
+        self.ground = ground
+        self.pool = pool
+        self.log = log
+        self.projector = projector
+        self.service = service
+
+    async def positions(self) -> list[int]:
+        """Of the rows, in their order."""
+        return [row["position"] for row in await self.pool.fetch("select position from seen order by 1")]
+
+    async def reaches(self, position: int) -> None:
+        """Return when the read model stands there."""
+        await self.projector.wait_for(position, timeout=20)
+
+
+@asynccontextmanager
+async def projecting(ground: Ground, model: Model, bus_kind: type[Bus] = Bus) -> AsyncIterator[World]:
+    """The projection, running."""
+    service, servers = Service("gateway"), ground.servers
+    async with (
+        bus_kind.connect(servers.nats_url, "gateway", servers.nats_keys["gateway"]) as bus,
+        ground.pool("gateway") as pool,
+        EventLog.open(pool) as log,
+        Projector.open(service, model.projection, pool, log, bus) as projector,
+    ):
+        yield World(ground, pool, log, projector, service)
+
+
+@pytest.fixture
+async def relayed(ground: Ground) -> AsyncIterator[Ground]:
+    """A log whose events are in the stream soon."""
+    async with AsyncExitStack() as stack:
+        bus = await stack.enter_async_context(ground.bus("relay"))
+        log = await stack.enter_async_context(ground.log("relay"))
+        await stack.enter_async_context(Service("relay").running("relay", Relay(log, bus).run(_Always())))
+        yield ground
+
+
+class _Always(asyncio.Event):
+    """A wake that is always near: the relay looks all the time."""
+
+    async def wait(self) -> Any:
+        """A moment."""
+        await asyncio.sleep(0.01)
+        return True
+
+
+async def test_rows_are_written_once_though_events_come_twice_late_or_never(relayed: Ground) -> None:
+    """The stream repeats, reorders and leaves out, the consumer is taken away, the process starts again."""
+    model = Model()
+    for life in range(3):
+        async with projecting(relayed, model, Unreliable) as world:
+            for turn in range(4):
+                position = await relayed.record(*(created() for _ in range(25)))
+                if turn % 2:
+                    async with relayed.nats() as client:
+                        await client.jetstream().delete_consumer(subjects.STREAM, "gateway")
+                await world.reaches(position)
+            assert await world.positions() == list(range(1, position + 1))
+            assert position == 100 * (life + 1)
+            await world.projector.check()
+    assert model.reactions == list(range(1, 301))
+
+
+async def test_a_crash_between_reaction_and_commit(relayed: Ground, tmp_path: Path) -> None:
+    """The reaction runs again in the next life and what it did is there once; so are the rows."""
+    await relayed.record(created(), created(), requested(new_id()))
+    crash = tmp_path / "crashed"
+    child = await relayed.program(PROJECTOR, "rounds", tmp_path / "rounds", CRASH=str(crash))
+    out, _ = await asyncio.wait_for(child.communicate(), 20)
+    assert (child.returncode, out) == (9, b"")
+    log = relayed.logs["storage"]
+    assert await log.head() == 4, "the reaction had appended"
+    assert await _seen(relayed) == []
+    async with relayed.running(PROJECTOR, "rounds", tmp_path / "rounds", CRASH=str(crash)):
+        await until(lambda: _stands_at(relayed, 5), "both reactions are recorded, and projected")
+        assert [position for position, _ in await _seen(relayed)] == [1, 2, 3]
+    types = [(event.type, event.causation) for event in await log.read(0)]
+    first, second = (event.id for event in (await log.read(0))[:2])
+    assert types[3:] == [("RoundUpdated", first), ("RoundUpdated", second)]
+
+
+async def test_two_processes_of_one_name_never_project_twice(relayed: Ground, tmp_path: Path) -> None:
+    """One works and one waits; when the one is killed with -9 the other goes on, and no row is there twice."""
+    children = [await relayed.program(PROJECTOR, "rounds", tmp_path / str(number)) for number in range(2)]
+    try:
+        at = 0
+        for _ in range(2):
+            story = [requested(new_id()) for _ in range(150)]
+            appending = asyncio.create_task(relayed.record(*story))
+            await until(lambda least=at: _more_than(relayed, least), "rows are written")  # type: ignore[misc]
+            leader = (await _seen(relayed))[-1][1]
+            victim = next(child for child in children if child.pid == leader)
+            await kill(victim)
+            children.remove(victim)
+            children.append(await relayed.program(PROJECTOR, "rounds", tmp_path / "again"))
+            at = await appending
+            await until(lambda end=at: _stands_at(relayed, end), "all is projected")  # type: ignore[misc]
+        rows = await _seen(relayed)
+        assert [position for position, _ in rows] == list(range(1, 301))
+        pids = [pid for _, pid in rows]
+        turns = [pid for number, pid in enumerate(pids) if number == 0 or pids[number - 1] != pid]
+        assert 2 <= len(turns) == len(set(turns)), "they took turns"
+    finally:
+        for child in children:
+            await kill(child)
+
+
+async def _seen(ground: Ground) -> list[tuple[int, int]]:
+    async with ground.superuser() as connection:
+        if not await connection.fetchval("select to_regclass('rounds.seen')"):
+            return []
+        return [tuple(row) for row in await connection.fetch("select position, pid from rounds.seen order by 1")]
+
+
+async def _more_than(ground: Ground, count: int) -> bool:
+    return len(await _seen(ground)) > count
+
+
+async def _stands_at(ground: Ground, position: int) -> bool:
+    async with ground.superuser() as connection:
+        return bool(await connection.fetchval("select position from rounds.checkpoint") == position)
+
+
+async def test_who_waits_for_its_turn_reads_along(relayed: Ground) -> None:
+    """The second gateway answers readers from what the first one writes."""
+    async with projecting(relayed, Model()) as first, projecting(relayed, second := Model()) as waiting:
+        position = await relayed.record(created())
+        await first.reaches(position)
+        await waiting.reaches(position)
+        await waiting.projector.check()
+    assert second.reactions == []
+
+
+async def test_poison_parks_its_stream_and_the_rest_goes_on(relayed: Ground) -> None:
+    """In its order, from the poisoned event on; what is parked shows in readiness; nothing of it is half done."""
+    model, bad, good = Model(), new_id(), new_id()
+    model.poison = lambda event: ValueError("made-up poison") if event.position == 3 else None
+    await relayed.record(created(good), created(bad), requested(bad, "A"), requested(good, "A"), requested(bad, "B"))
+    async with projecting(relayed, model) as world:
+        await world.reaches(5)
+        position = await relayed.record(requested(bad, "C"), requested(good, "B"), deleted(bad))
+        await world.reaches(position)
+        assert await world.positions() == [1, 2, 4, 7, 8]  # another owner's stream of the same problem goes on
+        letters = await world.pool.fetch("select position, subject, error from dead_letters order by position")
+        assert [(row["position"], row["subject"]) for row in letters] == [
+            (3, f"problems/{bad}"),
+            (5, f"problems/{bad}"),
+            (6, f"problems/{bad}"),
+        ]
+        assert "made-up poison" in letters[0]["error"] and "earlier event" in letters[1]["error"]
+        assert "3 events are parked" in (await world.service.failures())["projection"]
+
+
+async def test_what_may_pass_is_waited_for(relayed: Ground) -> None:
+    """A service that does not answer is no poison: the event is tried again until it works, nothing is parked."""
+    model, tries = Model(), 0
+
+    def down_twice(event: Event) -> Exception | None:
+        nonlocal tries
+        tries += 1
+        return FedotaError("unavailable", "made up") if tries <= 2 else None
+
+    model.poison = down_twice
+    await relayed.record(created(), created())
+    async with projecting(relayed, model) as world:
+        await world.reaches(2)
+        assert tries > 2 and await world.positions() == [1, 2]
+        await world.projector.check()
+
+
+async def test_an_unknown_type_stops_loudly(relayed: Ground) -> None:
+    """What a newer version recorded is not skipped, and neither is what follows it: readiness says so."""
+    async with projecting(relayed, Model()) as world:
+        await world.reaches(await relayed.record(created()))
+        async with relayed.superuser() as connection:
+            await connection.execute("insert into fedota.writers values ('fedota_problems', 'SomethingNew')")
+        async with relayed.as_role("problems") as connection:
+            await connection.execute(
+                "select fedota.append(array['k'], array[''::bytea], array[$1], array[null::int], array[null::bytea],"
+                " array[1], array['a'], array[$2::uuid], array[null::uuid], array[null::text], array[$2::uuid],"
+                " array['SomethingNew'], array[1], array['{}'::bytea])",
+                f"problems/{new_id()}",
+                uuid7(),
+            )
+        await relayed.record(created())
+        await until(lambda: _says(world, "SomethingNew"), "readiness names the type")
+        assert await world.positions() == [1] and world.projector.position == 1
+        assert await relayed.last_sequence() == 3, "the relay passes on what it does not know"
+
+
+async def _says(world: World, word: str) -> bool:
+    return word in (await world.service.failures()).get("projection", "")
+
+
+async def test_a_rebuild_gives_the_same_rows(relayed: Ground) -> None:
+    """Without repeating a reaction or losing one, while events still come; what was parked is in place then."""
+    model = Model()
+    model.poison = lambda event: ValueError("made up") if event.position == 2 else None
+    await relayed.record(created(), created(), *(created() for _ in range(60)))
+    async with projecting(relayed, model) as world:
+        await world.reaches(62)
+        before = await world.pool.fetch("select * from seen order by position")
+        reactions = list(model.reactions)
+        with pytest.raises(ValueError, match="made up"):
+            await world.projector.rebuild()
+        assert await world.pool.fetch("select * from seen order by position") == before, "a failed rebuild is none"
+        model.poison = lambda _: None
+        await world.projector.rebuild()
+        assert model.reactions == [*reactions, 2], "only what was parked had its reaction still to come"
+        after = await world.pool.fetch("select * from seen order by position")
+        assert [row for row in after if row["position"] != 2] == before
+        await world.projector.check()
+        _, position = await asyncio.gather(
+            world.projector.rebuild(), relayed.record(*(requested(new_id()) for _ in range(40)))
+        )
+        await world.reaches(position)
+        assert await world.positions() == list(range(1, 103))
+        assert model.reactions == [*reactions, 2, *range(63, 103)]
+
+
+async def test_a_reader_waits_for_what_it_wrote(relayed: Ground) -> None:
+    """And hears where the read model stands when that takes too long."""
+    async with projecting(relayed, Model()) as world:
+        await relayed.record(created(), created())
+        await world.projector.catch_up()
+        assert await world.positions() == [1, 2]
+        with pytest.raises(FedotaError, match="reached position 2, not yet 3"):
+            await world.projector.wait_for(3, timeout=0.01)
+
+
+async def test_a_stream_that_is_ahead_of_the_log_is_not_believed(relayed: Ground) -> None:
+    """The log is the truth: an event that it does not have is not projected, and breaks nothing."""
+    async with projecting(relayed, Model()) as world:
+        with pytest.raises(StreamLostError, match="the stream is at 99, the log only at 0"):
+            await world.projector._take([recorded(created(), position=99)])
+        await world.reaches(await relayed.record(created()))
+
+
+async def test_a_wiped_stream_and_a_killed_server_are_gone_through(ground: Ground, tmp_path: Path) -> None:
+    """The projection goes on by itself, and no row is missing or there twice."""
+    own = OwnNats(tmp_path / "nats")
+    await own.start()
+    try:
+        beside = Ground(own.beside(ground.servers), ground.database_url)
+        beside.logs = ground.logs
+        async with (
+            beside.bus("relay") as bus,
+            beside.log("relay") as log,
+            Service("relay").running("relay", Relay(log, bus).run(_Always())),
+            projecting(beside, model := Model()) as world,
+        ):
+            await world.reaches(await ground.record(*(created() for _ in range(20))))
+            async with beside.nats() as client:
+                await client.jetstream().delete_stream(subjects.STREAM)
+            await world.reaches(await ground.record(*(created() for _ in range(20))))
+            await own.kill()
+            position = await ground.record(*(created() for _ in range(20)))
+            await own.start()
+            await world.reaches(position)
+            assert await world.positions() == model.reactions == list(range(1, 61))
+    finally:
+        await own.kill()

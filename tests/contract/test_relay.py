@@ -1,0 +1,249 @@
+"""The stream's sequence is the log's position, always: what the relay survives, and where it refuses to go on."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+
+from fedota.contracts import subjects
+from fedota.events import NewEvent, uuid7
+from fedota.kernel.event_log import Append, Context, EventLog
+from fedota.kernel.relay import Relay
+from fedota.kernel.service import Service
+from tests.contract.ground import Ground, OwnNats, created, kill, readiness, requested
+from tests.support.services import new_id, until
+
+RELAY = "fedota.kernel.relay"
+CONTEXT = Context(actor="test", correlation=uuid7())
+
+
+async def append(log: EventLog, count: int) -> None:
+    """So many events, in requests of one to seven."""
+    requests = []
+    while count:
+        size = min(count, 1 + len(requests) % 7)
+        problem_id, count = new_id(), count - size
+        events = [NewEvent(data=requested(problem_id)) for _ in range(size)]
+        requests.append(Append(subject=f"problems/{problem_id}", events=events, context=CONTEXT))
+    await asyncio.gather(*map(log.append, requests))
+
+
+@asynccontextmanager
+async def relaying(ground: Ground) -> AsyncIterator[Relay]:
+    """A relay in this process; nothing wakes it but itself."""
+    async with ground.bus("relay") as bus, ground.log("relay") as log:
+        relay = Relay(log, bus)
+        async with Service("relay").running("relay", relay.run(asyncio.Event())):
+            yield relay
+
+
+async def agree(ground: Ground, count: int) -> None:
+    """The stream holds what the log holds, all of it, at the same places, byte for byte."""
+    await ground.reaches(count)
+    assert await ground.stream() == await ground.told(ground.logs["problems"])
+    assert await ground.logs["problems"].head() == count
+
+
+async def test_sequence_is_position(ground: Ground) -> None:
+    """Of what was there before the relay, of what comes later, of more than one batch takes."""
+    await append(ground.logs["problems"], 1500)
+    async with relaying(ground) as relay:
+        await ground.reaches(1500)
+        await append(ground.logs["problems"], 20)
+        await agree(ground, 1520)
+        assert relay.position == 1520
+        await relay.check()
+
+
+async def test_events_of_any_size_fit(ground: Ground) -> None:
+    """A batch is bounded in bytes too."""
+    for _ in range(12):
+        problem_id, big = new_id(), "x" * 900_000
+        await ground.record(created(problem_id, name=big))
+    async with relaying(ground):
+        await agree(ground, 12)
+
+
+async def test_an_append_is_relayed_at_once(ground: Ground, tmp_path: Path) -> None:
+    """The relay process is woken by the commit, long before it would look by itself."""
+    async with ground.running(RELAY, "relay", tmp_path / "relay"):
+        assert (await readiness(tmp_path / "relay"))["code"] == 200
+        await append(ground.logs["problems"], 1)
+        await ground.reaches(1)
+        waits = []
+        async with ground.nats() as client:
+            subscription = await client.subscribe(subjects.EVENTS)
+            for _ in range(10):
+                begun = asyncio.get_running_loop().time()
+                await ground.record(created())
+                await subscription.next_msg(timeout=5)
+                waits.append(asyncio.get_running_loop().time() - begun)
+        assert sorted(waits)[5] < 0.5, waits
+
+
+async def test_two_relays_that_are_killed_all_the_time(ground: Ground, tmp_path: Path) -> None:
+    """Two processes at once, one or the other killed with -9 in the middle of its work, again and again."""
+    log = ground.logs["problems"]
+    children = [await ground.program(RELAY, "relay", tmp_path / str(number)) for number in range(2)]
+    try:
+        for number in range(2):
+            await readiness(tmp_path / str(number))
+        total = 0
+        for turn in range(6):
+            before = await ground.last_sequence()
+            appending = asyncio.create_task(append(log, 1200))
+            total += 1200
+            await until(lambda at=before: _moved(ground, at), "the stream moves")  # type: ignore[misc]
+            victim = turn % 2
+            await kill(children[victim])
+            children[victim] = await ground.program(RELAY, "relay", tmp_path / str(victim))
+            await appending
+        await agree(ground, total)
+    finally:
+        for child in children:
+            await kill(child)
+
+
+async def _moved(ground: Ground, at: int) -> bool:
+    return await ground.last_sequence() > at
+
+
+@pytest.mark.parametrize("at", [1, 2, 250, 499, 500, 501], ids=lambda at: f"message {at}")
+async def test_a_relay_that_dies_in_the_middle_of_a_batch(
+    ground: Ground, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before or after any message of it, the last one and its commit included: all or nothing of it is there."""
+    await append(ground.logs["problems"], 500)
+    async with ground.bus("relay") as bus, ground.log("relay") as log:
+        sent = 0
+        publish = bus.client.publish
+
+        async def counted(subject: str, *args: Any, **more: Any) -> None:
+            nonlocal sent
+            if subject.startswith("fedota."):
+                sent += 1
+                if sent == at:
+                    raise asyncio.CancelledError
+            await publish(subject, *args, **more)
+            if sent == at - 1 == 500 and subject.startswith("fedota."):
+                await bus.client.flush()  # the commit has left, nobody waits for its answer any more
+                raise asyncio.CancelledError
+
+        monkeypatch.setattr(bus.client, "publish", counted)
+        dying = asyncio.create_task(Relay(log, bus).run(asyncio.Event()))
+        await asyncio.wait([dying], timeout=20)
+        assert dying.cancelled(), "it did not die where it was to"
+        await bus.client.flush()
+    if at == 501:
+        await ground.reaches(500)
+    await append(ground.logs["problems"], 3)
+    async with relaying(ground):
+        await agree(ground, 503)
+
+
+async def test_a_wiped_stream_is_built_again(ground: Ground) -> None:
+    """While the relay is idle, and while it is at work; whoever reads finds the same at the same places."""
+    await append(ground.logs["problems"], 30)
+    async with relaying(ground), ground.nats() as client:
+        await ground.reaches(30)
+        first = await ground.stream()
+        for count in (30, 1230):
+            if count > 30:
+                await append(ground.logs["problems"], 1200)
+            await client.jetstream().delete_stream(subjects.STREAM)
+            await agree(ground, count)
+        assert (await ground.stream())[:30] == first
+
+
+async def test_a_stream_cannot_be_thinned_out(ground: Ground) -> None:
+    """No message of it can be deleted and it cannot be purged, whoever asks; a roll-up header empties nothing."""
+    await append(ground.logs["problems"], 5)
+    async with relaying(ground), ground.nats() as client:
+        await ground.reaches(5)
+        js = client.jetstream()
+        for verb, body in (("MSG.DELETE", b'{"seq":2}'), ("PURGE", b"")):
+            answer = await client.request(f"$JS.API.STREAM.{verb}.{subjects.STREAM}", body)
+            assert b'"error"' in answer.data, verb
+        with pytest.raises(Exception, match="rollup"):
+            await js.publish("fedota.events.X.y", b"", headers={"Nats-Rollup": "all"})
+        await agree(ground, 5)
+
+
+async def test_a_log_from_an_older_copy_is_refused(ground: Ground, tmp_path: Path) -> None:
+    """The relay publishes nothing, is not ready, and says what to do; that done, it goes on."""
+    await append(ground.logs["problems"], 20)
+    async with _copy(ground) as older:
+        await append(ground.logs["problems"], 30)
+        async with relaying(ground):
+            await ground.reaches(50)
+        async with older.running(RELAY, "relay", tmp_path / "relay"):
+            await _says(tmp_path / "relay", "50 events, the log only 20", "Restore a newer copy")
+            # The older log moves on and past the stream: now both are as long, and tell different stories.
+            async with older.log("problems") as log:
+                await append(log, 40)
+                await _says(tmp_path / "relay", "different events at position 50")
+                assert await ground.last_sequence() == 50
+                async with ground.nats() as client:
+                    await client.jetstream().delete_stream(subjects.STREAM)
+                await _says(tmp_path / "relay")
+                await ground.reaches(60)
+                assert await ground.stream() == await ground.told(log)
+
+
+async def _says(directory: Path, *words: str) -> None:
+    """Return when a relay's readiness says this, or is well when it is to say nothing."""
+
+    async def said() -> bool:
+        found = await readiness(directory)
+        if not words:
+            return bool(found["code"] == 200)
+        return found["code"] == 503 and all(word in found["failing"].get("diverged", "") for word in words)
+
+    await until(said, f"readiness says {words}")
+
+
+@asynccontextmanager
+async def _copy(ground: Ground) -> AsyncIterator[Ground]:
+    """A copy of the log as it is now."""
+    name = f"copy_{secrets.token_hex(4)}"
+    original = urlsplit(ground.database_url).path[1:]
+    admin = await asyncpg.connect(ground.servers.admin_url)
+    try:
+        for log in ground.logs.values():
+            await log._pool.expire_connections()
+        await admin.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where datname = $1 and pid <> pg_backend_pid()",
+            original,
+        )
+        await admin.execute(f"create database {name} template {original}")
+        yield Ground(ground.servers, urlunsplit(urlsplit(ground.database_url)._replace(path=f"/{name}")))
+        await admin.execute(f"drop database {name} with (force)")
+    finally:
+        await admin.close()
+
+
+async def test_nats_is_killed_and_comes_back(ground: Ground, tmp_path: Path) -> None:
+    """With -9, while events are appended and relayed: nothing is lost, repeated or out of order."""
+    own = OwnNats(tmp_path / "nats")
+    await own.start()
+    try:
+        beside = Ground(own.beside(ground.servers), ground.database_url)
+        async with beside.running(RELAY, "relay", tmp_path / "relay"):
+            assert (await readiness(tmp_path / "relay"))["code"] == 200
+            appending = asyncio.create_task(append(ground.logs["problems"], 3000))
+            await until(lambda: _moved(beside, 0), "the stream moves")
+            await own.kill()
+            await appending  # events are recorded whether NATS is there or not
+            assert "nats" in (await readiness(tmp_path / "relay"))["failing"]
+            await own.start()
+            await beside.reaches(3000)
+            assert await beside.stream() == await ground.told(ground.logs["problems"])
+            await _says(tmp_path / "relay")
+    finally:
+        await own.kill()

@@ -1,0 +1,26 @@
+"""The rounds service between real servers."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.rounds.world import World
+from tests.support.servers import TestServers
+from tests.support.services import Platform
+
+
+@pytest.fixture
+async def world(servers: TestServers, database_url: str, tmp_path: Path) -> AsyncIterator[World]:
+    """A platform whose rounds service is not there yet."""
+    async with Platform.open(servers, database_url) as platform:
+        made = World(platform, tmp_path)
+        yield made
+        await made.end()
+
+
+@pytest.fixture
+async def served(world: World) -> AsyncIterator[World]:
+    """The same, with the service running."""
+    async with world.running():
+        yield world

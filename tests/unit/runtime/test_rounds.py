@@ -1,0 +1,537 @@
+"""The round's state machine."""
+
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from fedota.events.problems import Plan
+from fedota.events.rounds import Checkpoint, Refusal, RoundUpdated
+from fedota.runtime.coordinator import rounds
+from fedota.runtime.coordinator.rounds import (
+    Aggregated,
+    Awoken,
+    Event,
+    Handed,
+    Result,
+    Rules,
+    Spoiled,
+    State,
+    Stored,
+    Tick,
+    Trouble,
+)
+from fedota.runtime.protocol import Claim, Held, ModelRef, Told
+from services.rounds import domain
+
+BASE = ModelRef(sha256="b" * 64, size=10)
+NEXT = ModelRef(sha256="c" * 64, size=10)
+CHECKPOINT = Checkpoint(key="problems/p/checkpoints/1/1-c.safetensors", sha256="c" * 64, size=10)
+NOW = 1_800_000_000.0  # 08:00:00 UTC
+
+
+def plan(**changes: Any) -> Plan:
+    """Three clients a round, all of them needed."""
+    usual: dict[str, Any] = {
+        "rounds": 2,
+        "goal_count": 3,
+        "minimum_fraction": 1.0,
+        "selection_timeout": 600.0,
+        "report_timeout": 60.0,
+        "attempts": 2,
+        "selectors": 2,
+    }
+    return Plan(**{**usual, **changes})
+
+
+class Runner:
+    """A coordinator without its surroundings. Each report is held against the rounds service's own rules."""
+
+    def __init__(self, plan_: Plan, **where: Any) -> None:
+        self.rules = Rules(problem_id="p", run=1, plan=plan_, life="c1")
+        self.now = NOW
+        self.reports: list[RoundUpdated] = []
+        run = domain.Run(number=1, plan=plan_, cause=UUID(int=0), correlation=UUID(int=0))
+        self.recorded = domain.State(run=run)
+        self.state, reports = rounds.start(self.rules, **{"round": 1, "attempt": 1, "base": BASE, "now": NOW, **where})
+        self._record(reports)
+
+    def _record(self, reports: list[RoundUpdated]) -> None:
+        for one in reports:
+            update = msgspec.structs.replace(one, report=len(self.reports) + 1)
+            self.recorded = msgspec.structs.replace(self.recorded, attempt=domain.attempt_of(update))
+            self.reports += domain.decide(self.recorded, self.reports[-1] if self.reports else None, update)
+
+    def then(self, event: Event, after: float = 0.0) -> State:
+        """Something happens, so many seconds later."""
+        self.now += after
+        self.state, reports = rounds.step(self.rules, self.state, event, self.now)
+        self._record(reports)
+        return self.state
+
+    def told(self, name: str, waiting: int = 0, *, life: str = "", after: float = 0.0, **held: Any) -> State:
+        """A selector says how things stand; with `held`, of its part in the present cohort."""
+        part = self.part(**held) if held else None
+        return self.then(Told(name=name, life=life or name, waiting=waiting, held=part), after)
+
+    def part(self, **held: Any) -> Held:
+        """A selector's part in the present cohort."""
+        cohort = self.state.cohort
+        assert cohort is not None
+        usual = {
+            "cohort": cohort.id,
+            "round": self.state.round,
+            "attempt": self.state.attempt,
+            "deadline": cohort.deadline,
+        }
+        return Held(**{**usual, "base": self.state.base.sha256, "share": held.get("selected") or 0, **held})
+
+    def handed(self, life: str, reported: int) -> State:
+        """A selector's sum is taken in."""
+        assert self.state.cohort is not None
+        return self.then(Handed(life=life, cohort=self.state.cohort.id, reported=reported))
+
+    def claim(self, ticket: str, issuer: str, life: str, name: str = "a") -> str:
+        """A selector asks for another one's ticket."""
+        assert self.state.cohort is not None
+        wanted = Claim(life=life, cohort=self.state.cohort.id, ticket=ticket, name=name, issuer=issuer)
+        answer = rounds.claim(self.state, wanted, self.now).answer
+        self.then(wanted)
+        return answer
+
+    def stored(self, reported: int = 3) -> State:
+        """The sums come to a checkpoint, and that is stored."""
+        participants = [f"org {number}" for number in range(reported)]
+        members = dict.fromkeys(participants, "approved")
+        self.recorded = msgspec.structs.replace(self.recorded, members=members)
+        result = Result(model=NEXT, reported=reported, examples=30, participants=participants, metrics={"loss": 0.5})
+        self.then(Aggregated(result=result))
+        return self.then(Stored(checkpoint=CHECKPOINT))
+
+    @property
+    def stages(self) -> list[str]:
+        """The stages that were reported."""
+        return [f"{one.round}.{one.attempt} {one.stage}" for one in self.reports]
+
+    @property
+    def said(self) -> str:
+        """The reason in the last report."""
+        return self.reports[-1].reason
+
+
+def selecting(plan_: Plan | None = None) -> Runner:
+    """Both selectors are here, nobody waits."""
+    runner = Runner(plan_ or plan())
+    runner.told("a")
+    runner.told("b")
+    assert runner.state.phase == "selection"
+    return runner
+
+
+def reporting(plan_: Plan | None = None) -> Runner:
+    """Two clients of selector `a` and one of `b` are selected."""
+    runner = selecting(plan_)
+    runner.told("a", 2)
+    runner.told("b", 1)
+    runner.told("a", selected=2)
+    runner.told("b", selected=1)
+    assert runner.state.phase == "reporting"
+    return runner
+
+
+def collecting(plan_: Plan | None = None) -> Runner:
+    """All have reported."""
+    runner = reporting(plan_)
+    runner.told("a", selected=2, reported=2)
+    runner.told("b", selected=1, reported=1)
+    assert runner.state.phase == "collecting"
+    return runner
+
+
+def test_a_round_from_selection_to_its_checkpoint() -> None:
+    """Each stage is reported once, in order, and the next round's selection follows."""
+    runner = collecting()
+    assert runner.handed("a", 2).phase == "collecting"
+    assert runner.handed("b", 1).phase == "aggregating"
+    runner.stored()
+    assert runner.stages == [
+        "1.1 selection",
+        "1.1 selection",
+        "1.1 configuration",
+        "1.1 reporting",
+        "1.1 completed",
+        "2.1 selection",
+    ]
+    completed = runner.reports[4]
+    assert (completed.reported, completed.examples, completed.metrics) == (3, 30, {"loss": 0.5})
+    assert (completed.checkpoint, completed.final) == (CHECKPOINT, False)
+    assert (runner.state.base, runner.state.cohort) == (NEXT, None)
+
+
+def test_the_last_round_is_final() -> None:
+    """After it the coordinator only answers that the training is finished."""
+    runner = collecting(plan(rounds=1))
+    runner.handed("a", 2)
+    runner.handed("b", 1)
+    runner.stored()
+    assert (runner.reports[-1].stage, runner.reports[-1].final) == ("completed", True)
+    assert runner.said.endswith("the training is finished")
+    assert runner.state.phase == "finished"
+    assert rounds.orders(runner.rules, runner.state, "a", "a").finished == "The training is finished."
+    runner.told("a", 5, after=1000)
+    assert runner.reports[-1].final
+
+
+def test_reasons_say_what_is_waited_for() -> None:
+    """In plain words, with numbers and a time."""
+    runner = Runner(plan(over_selection=1.5))
+    assert runner.said == "0 of 2 selectors are here; waits for the others until 08:00:05 UTC"
+    runner.told("a")
+    runner.told("b", 2)
+    assert rounds.reason(runner.rules, runner.state) == "2 of 5 clients are here; waits for 3 more until 08:10:00 UTC"
+    runner.told("a", 3)
+    assert runner.said == "5 clients are being selected and told what to do"
+    runner.told("b", selected=2)
+    runner.told("a", selected=3)
+    assert runner.said == "0 of 3 clients have reported; waits for 3 more until 08:01:00 UTC"
+    runner.told("b", selected=2, reported=1)
+    assert rounds.reason(runner.rules, runner.state).startswith("1 of 3 clients have reported; waits for 2 more")
+    runner.told("a", selected=3, reported=2)
+    assert (
+        rounds.reason(runner.rules, runner.state) == "3 of 3 clients have reported; their selectors hand the sums over"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "waiting", "phase", "selected"),
+    [
+        ({}, 2, "selection", 0),
+        ({}, 3, "configuration", 3),
+        ({}, 7, "configuration", 3),
+        ({"over_selection": 1.3}, 3, "selection", 0),
+        ({"over_selection": 1.3}, 4, "configuration", 4),
+        ({"goal_count": 1}, 1, "configuration", 1),
+    ],
+)
+def test_selection_waits_for_the_goal_count_and_more(
+    changes: dict[str, Any], waiting: int, phase: str, selected: int
+) -> None:
+    """Goal count × over-selection clients are selected, no sooner and no more."""
+    runner = selecting(plan(**changes))
+    state = runner.told("a", waiting)
+    assert state.phase == phase
+    assert sum(member.share for member in state.cohort.members.values()) == selected if state.cohort else not selected
+
+
+@pytest.mark.parametrize(
+    ("fraction", "waiting", "phase", "said"),
+    [
+        (1.0, 2, "selection", "abandoned: 2 of 3 clients came within 600 seconds, at least 3 were needed"),
+        (0.5, 2, "configuration", "2 clients are being selected and told what to do"),
+        (0.5, 1, "selection", "abandoned: 1 of 3 clients came within 600 seconds, at least 2 were needed"),
+        (0.1, 0, "selection", "abandoned: 0 of 3 clients came within 600 seconds, at least 1 were needed"),
+    ],
+)
+def test_selection_times_out(fraction: float, waiting: int, phase: str, said: str) -> None:
+    """With the minimum count the round is run, with fewer the attempt is abandoned."""
+    runner = selecting(plan(minimum_fraction=fraction))
+    for _ in range(60):
+        runner.told("a", waiting, after=9.9)
+        runner.told("b")
+    assert runner.state.phase == "selection" and runner.state.attempt == 1
+    runner.told("a", waiting, after=6)
+    assert runner.state.phase == phase
+    assert said in [one.reason for one in runner.reports]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reported", "outcome"),
+    [
+        ({}, 2, "abandoned"),
+        ({"minimum_fraction": 0.6}, 2, "collecting"),
+        ({"minimum_fraction": 0.6}, 1, "abandoned"),
+        ({"minimum_fraction": 0.3}, 1, "collecting"),
+    ],
+)
+def test_reporting_times_out(changes: dict[str, Any], reported: int, outcome: str) -> None:
+    """At the report timeout the minimum count decides."""
+    runner = reporting(plan(**changes))
+    runner.told("a", selected=2, reported=reported)
+    for _ in range(6):
+        runner.told("a", selected=2, reported=reported, after=9.9)
+        runner.told("b", selected=1)
+    assert runner.state.phase == "reporting"
+    runner.then(Tick(), 0.6)
+    if outcome == "abandoned":
+        abandoned = runner.reports[-2]
+        assert (abandoned.stage, abandoned.reported) == ("abandoned", reported)
+        needed = plan(**changes).minimum_count
+        assert abandoned.reason == (
+            f"abandoned: {reported} of 3 reported within 60 seconds, at least {needed} were needed"
+        )
+        assert (runner.state.phase, runner.state.attempt) == ("selection", 2)
+    else:
+        assert runner.state.phase == "collecting"
+
+
+def test_when_all_selected_have_reported_nobody_is_waited_for() -> None:
+    """Fewer than the goal were there at the selection timeout: more will not come."""
+    runner = selecting(plan(minimum_fraction=0.5))
+    runner.told("a", 2)
+    for _ in range(61):
+        runner.told("a", 2, after=9.9)
+        runner.told("b")
+    runner.told("a", selected=2)
+    assert runner.state.phase == "reporting"
+    runner.told("a", selected=2, reported=2)
+    assert runner.state.phase == "collecting"
+
+
+def test_the_last_attempt_is_final() -> None:
+    """Then the training ends, and clients are told why."""
+    runner = selecting()
+    runner.then(Tick(), 601)
+    assert (runner.state.phase, runner.state.attempt) == ("selection", 2)
+    runner.then(Tick(), 600)
+    assert runner.state.phase == "finished"
+    last = runner.reports[-1]
+    assert (last.stage, last.attempt, last.final) == ("abandoned", 2, True)
+    assert last.reason == (
+        "abandoned: 0 of 3 clients came within 600 seconds, at least 3 were needed; "
+        "that was the last of 2 attempts, the training ends here"
+    )
+    assert runner.state.finished == (
+        "The training ended in round 1: 0 of 3 clients came within 600 seconds, at least 3 were needed."
+    )
+
+
+def test_too_few_to_configure() -> None:
+    """Clients that went away between selection and configuration are missing at once, not at the timeout."""
+    runner = selecting()
+    runner.told("a", 3)
+    runner.told("a", selected=1)
+    assert runner.reports[-2].reason == ("abandoned: only 1 of 3 clients could be configured, at least 3 were needed")
+
+
+def test_orders_follow_the_round() -> None:
+    """What a selector is told at each stage."""
+    runner = selecting()
+
+    def orders(life: str = "a") -> Any:
+        return rounds.orders(runner.rules, runner.state, "a", life)
+
+    assert (orders().work, orders().settling, orders().model) == (None, False, BASE)
+    runner.told("a", 2)
+    runner.told("b", 1)
+    work = orders().work
+    assert (work.share, work.collect, work.base, work.deadline) == (2, "", BASE, NOW + 60)
+    assert (orders("b").work.share, orders("stranger").work.share) == (1, 0)
+    runner.told("a", selected=2)
+    runner.told("b", selected=1)
+    runner.told("a", selected=2, reported=2)
+    runner.told("b", selected=1, reported=1)
+    assert orders().work.collect
+    runner.handed("a", 2)
+    runner.handed("b", 1)
+    assert orders().work.collect, "until the checkpoint is stored, the sum is kept"
+    result = Result(model=NEXT, reported=3, examples=3, participants=["org 0"])
+    runner.recorded = msgspec.structs.replace(runner.recorded, members={"org 0": "approved"})
+    runner.then(Aggregated(result=result))
+    assert orders().work.collect and orders().model == NEXT, "the next model can be fetched meanwhile"
+    runner.then(Trouble(reason="the store is down"))
+    assert "the store is down" in rounds.reason(runner.rules, runner.state)
+    runner.then(Stored(checkpoint=CHECKPOINT))
+    assert orders().work is None
+    assert (orders().last.counted, orders("stranger").last.counted) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "waiting", "shares"),
+    [
+        (3, {"a": 2, "b": 1}, {"a": 2, "b": 1}),
+        (4, {"a": 10, "b": 10}, {"a": 2, "b": 2}),
+        (1, {"a": 1, "b": 1}, {"a": 1, "b": 0}),
+        (3, {"a": 3, "b": 0}, {"a": 3, "b": 0}),
+        (4, {"a": 1, "b": 9}, {"a": 0, "b": 4}),
+        (0, {"a": 0}, {"a": 0}),
+    ],
+)
+def test_shares(wanted: int, waiting: dict[str, int], shares: dict[str, int]) -> None:
+    """By each selector's part of those that wait."""
+    assert rounds.share_out(wanted, waiting) == shares
+
+
+def test_a_selector_that_comes_again_has_lost_its_sum() -> None:
+    """Its updates do not count, and its clients may send them to it again."""
+    runner = reporting()
+    runner.told("a", selected=2, reported=2)
+    assert runner.claim("t1", issuer="a", life="b") == "wait", "it may still be there"
+    runner.told("a", life="a2")
+    state = runner.told("a", life="a2", selected=0, share=0)
+    assert state.cohort is not None and (state.cohort.reported, state.cohort.selected) == (0, 3)
+    assert rounds.orders(runner.rules, state, "a", "a").work is None
+    assert runner.claim("t1", issuer="a", life="a2") == "granted"
+    assert runner.claim("t1", issuer="a", life="b", name="a") == "taken"
+    assert runner.claim("t2", issuer="a", life="b", name="a") == "granted"
+    runner.told("a", life="a2", selected=0, reported=1, claimed=["t1"])
+    runner.told("b", selected=1, reported=2, claimed=["t2"])
+    assert runner.state.phase == "collecting"
+
+
+def test_a_selector_that_is_silent_is_lost() -> None:
+    """After the lease its clients may go to another one; when it is heard of again, its sum is not wanted."""
+    runner = reporting()
+    runner.told("a", selected=2, reported=1)
+    for _ in range(3):
+        runner.told("b", selected=1, after=5)
+    assert runner.state.cohort is not None and runner.state.cohort.reported == 0
+    assert runner.claim("t1", issuer="a", life="b") == "granted"
+    runner.told("a", selected=2, reported=2)
+    assert runner.state.cohort.reported == 0
+    assert rounds.orders(runner.rules, runner.state, "a", "a").work is None
+
+
+def test_a_coordinator_that_stood_still_loses_nobody() -> None:
+    """Silence says nothing when nobody listened."""
+    runner = reporting()
+    runner.told("a", selected=2, reported=1)
+    runner.then(Awoken(), 30)
+    runner.then(Tick(), 1)
+    assert runner.state.cohort is not None and runner.state.cohort.reported == 1
+
+
+def test_a_sum_that_is_lost_while_it_is_collected_opens_the_round_again() -> None:
+    """Its clients may send again, up to the report timeout; the others' sums are asked for anew."""
+    runner = collecting()
+    runner.handed("b", 1)
+    assert runner.claim("t1", issuer="a", life="b") == "wait"
+    runner.told("a", life="a2")
+    assert runner.state.phase == "reporting"
+    assert runner.said == "1 of 3 clients have reported; waits for 2 more until 08:01:00 UTC"
+    work = rounds.orders(runner.rules, runner.state, "b", "b").work
+    assert work is not None and not work.collect
+    assert runner.claim("t1", issuer="a", life="b") == "granted"
+    assert runner.claim("t2", issuer="a", life="b") == "granted"
+    runner.told("b", selected=1, reported=3, claimed=["t1", "t2"])
+    assert runner.state.phase == "collecting"
+    runner.told("a", life="a2", selected=0, closed=True)
+    assert runner.handed("b", 3).phase == "aggregating"
+
+
+def test_collecting_ends_without_those_who_do_not_hand_over() -> None:
+    """With the minimum count the round completes without them."""
+    runner = collecting(plan(minimum_fraction=0.6))
+    runner.handed("a", 2)
+    assert runner.state.phase == "collecting"
+    for _ in range(6):
+        runner.told("b", selected=1, reported=1, after=10)
+        runner.told("a", selected=2, reported=2)
+    assert runner.state.phase == "aggregating"
+    assert runner.state.cohort is not None and runner.state.cohort.reported == 2
+
+
+def test_a_sum_that_cannot_be_used_is_left_out() -> None:
+    """Such as one that repeats an update; too late to send again, the attempt is abandoned."""
+    runner = collecting()
+    runner.handed("a", 2)
+    assert runner.state.cohort is not None
+    runner.then(Spoiled(life="b", cohort=runner.state.cohort.id), 61)
+    assert runner.reports[-2].reason == "abandoned: 2 of 3 reported within 60 seconds, at least 3 were needed"
+
+
+def test_a_coordinator_that_was_restarted_takes_the_cohort_up() -> None:
+    """Selectors still hold it: nobody is selected again, and the deadline stays."""
+    before = reporting()
+    before.told("a", selected=2, reported=1)
+    assert before.state.cohort is not None
+    held = before.part(selected=2, reported=1)
+    runner = Runner(plan(), now=NOW + 10)
+    runner.now = NOW + 10
+    runner.then(Told(name="a", life="a", waiting=9, held=held))
+    assert runner.state.phase == "settling"
+    runner.then(Told(name="b", life="b", waiting=0, held=before.part(selected=1)))
+    assert runner.state.phase == "reporting"
+    assert runner.stages == ["1.1 selection", "1.1 configuration", "1.1 reporting"]
+    cohort = runner.state.cohort
+    assert cohort is not None
+    assert (cohort.id, cohort.selected, cohort.reported) == (before.state.cohort.id, 3, 1)
+    assert cohort.deadline == before.state.cohort.deadline
+
+
+@pytest.mark.parametrize("differs", [{"round": 2}, {"attempt": 2}, {"base": "d" * 64}])
+def test_a_cohort_of_something_else_is_not_taken_up(differs: dict[str, Any]) -> None:
+    """Only the very same attempt from the very same weights goes on."""
+    before = reporting()
+    runner = Runner(plan())
+    runner.then(Told(name="a", life="a", waiting=0, held=before.part(selected=2, **differs)))
+    runner.told("b")
+    assert (runner.state.phase, runner.state.cohort) == ("selection", None)
+
+
+def test_selectors_keep_what_they_hold_while_the_coordinator_settles() -> None:
+    """After some seconds it goes on without those that do not come."""
+    runner = Runner(plan())
+    runner.told("a")
+    assert rounds.orders(runner.rules, runner.state, "a", "a").settling
+    assert rounds.wakes(runner.state) == NOW + rounds.SETTLING
+    runner.then(Tick(), rounds.SETTLING)
+    assert not rounds.orders(runner.rules, runner.state, "a", "a").settling
+
+
+def test_two_sums_with_one_claimed_ticket_are_never_both_taken() -> None:
+    """A coordinator that was restarted sees what one before it had granted twice over."""
+    before = reporting()
+    runner = Runner(plan())
+    runner.then(Told(name="a", life="a", waiting=0, held=before.part(selected=2, reported=1, claimed=["t"])))
+    runner.then(Told(name="b", life="b", waiting=0, held=before.part(selected=1, reported=1, claimed=["t"])))
+    assert runner.state.cohort is not None
+    assert runner.state.cohort.reported == 1
+
+
+def test_a_cohort_is_taken_up_though_a_selector_was_lost_with_the_coordinator() -> None:
+    """Nobody knows any more how many clients it had selected; they may still send their updates to another one."""
+    before = reporting()
+    runner = Runner(plan())
+    runner.told("a", life="a2")
+    runner.then(Told(name="b", life="b", waiting=0, held=before.part(selected=1, reported=1)))
+    assert runner.state.phase == "reporting"
+    assert [runner.claim(ticket, issuer="a", life="b") for ticket in ("t1", "t2")] == ["granted", "granted"]
+    runner.told("b", selected=1, reported=3, claimed=["t1", "t2"])
+    assert runner.state.phase == "collecting"
+
+
+def test_refusals_and_organizations_are_reported() -> None:
+    """Those of all selectors, while they are heard of."""
+    runner = reporting()
+    refusal = Refusal(organization="org 1", code="update_malformed", detail="no")
+    runner.told("a", selected=2, reported=1, organizations=["org 2"], examples=5, refusals=[refusal])
+    runner.told("b", selected=1, reported=1, organizations=["org 1", "org 2"], examples=6)
+    report = rounds.report(runner.rules, runner.state, runner.now)
+    assert (report.participants, report.examples, report.refusals) == (["org 1", "org 2"], 11, [refusal])
+
+
+def test_a_finished_run_is_only_told_of() -> None:
+    """Nothing is reported any more."""
+    state = rounds.over(round=3, attempt=1, base=BASE, now=NOW)
+    rules = Rules(problem_id="p", run=1, plan=plan(), life="c2")
+    state, reports = rounds.step(rules, state, Told(name="a", life="a", waiting=9), NOW + 1)
+    assert (reports, state.phase) == ([], "finished")
+    assert rounds.orders(rules, state, "a", "a").finished
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        lambda: Handed(life="a", cohort="another", reported=2),
+        lambda: Spoiled(life="a", cohort="another"),
+        lambda: Stored(checkpoint=CHECKPOINT),
+        lambda: Aggregated(result=Result(model=NEXT, reported=3, examples=3, participants=[])),
+    ],
+)
+def test_what_comes_at_the_wrong_time_changes_nothing(event: Callable[[], Event]) -> None:
+    """Such as the end of work on a cohort that is over."""
+    runner = reporting()
+    before = runner.state
+    assert runner.then(event()) == before
