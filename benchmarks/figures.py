@@ -35,6 +35,7 @@ def machine() -> dict[str, str | int]:
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count() or 0,
+        "load": f"{os.getloadavg()[0]:.1f}",  # of the last minute, the measurements' own share included
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
         **{name: version(name) for name in _PROGRAMS},

@@ -31,6 +31,13 @@ create table if not exists dead_letters (
     parked timestamptz not null default now()
 );
 """
+# A crash of PostgreSQL may take back the last moments of rows and checkpoint together, and they are projected again:
+# no commit here needs to wait for the disk.
+_LOCK: Final = """
+select position, array(select distinct subject from dead_letters) as parked,
+    set_config('synchronous_commit', 'off', true)
+from checkpoint for update
+"""
 _WAIT: Final = 5.0  # seconds that a reader waits for a position
 _PAUSE: Final = 1.0  # seconds before another try after a fault
 _log = structlog.get_logger(__name__)
@@ -188,12 +195,12 @@ class Projector:
 
     async def _commit(self, events: list[Event], park: str | None = None) -> None:
         async with self._pool.acquire() as connection, connection.transaction():
-            at = await connection.fetchval("select position from checkpoint for update")
-            parked = {row["subject"] for row in await connection.fetch("select distinct subject from dead_letters")}
+            state = await connection.fetchrow(_LOCK)
+            at = state["position"]
             for event in events:
                 if event.position <= at:
                     continue
-                if park or event.subject in parked:
+                if park or event.subject in state["parked"]:
                     await _park(connection, event, park or "an earlier event of its stream is parked")
                 else:
                     await self._handle(connection, event)

@@ -20,7 +20,7 @@ PIECE: Final = 1 << 20  # bytes handed to the kernel at once
 STALL: Final = 20.0  # seconds without a byte after which a body is cut off
 _SLOWEST: Final = 16_384  # bytes a second: whoever is slower takes a place from those who are not
 _SMALL: Final = 1 << 18  # bytes below which a connection of its own costs more than the copies
-_TAKEN_OVER: Final = "fedota.taken_over"
+_TAKEN_OVER: Final = web.RequestKey("taken_over", bool)
 
 
 class _Direct(asyncio.BufferedProtocol):

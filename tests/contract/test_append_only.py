@@ -4,11 +4,11 @@ import asyncpg
 import pytest
 
 from fedota.events import CATALOGUE, to_json, uuid7
+from fedota.kernel.database import Connection
 from fedota.kernel.migrations import OWNER, PROCESSES, role_of
 from tests.contract.ground import Ground, created, requested
 from tests.support.services import new_id
 
-Connection = "asyncpg.Connection[asyncpg.Record]"
 CHANGES = (
     "update fedota.{table} set {column} = {column}",
     "delete from fedota.{table}",
@@ -128,7 +128,7 @@ async def test_a_caller_cannot_skew_the_arrays(filled: Ground) -> None:
     async with filled.as_role("problems") as connection:
         for index, value in ((5, [2]), (5, [None]), (0, [None]), (2, [None]), (10, [None]), (13, [None]), (12, [])):
             skewed = arguments("ProblemStopped", f"problems/{new_id()}")
-            skewed[index] = list(value)  # type: ignore[call-overload]
+            skewed[index] = list(value)
             with pytest.raises(asyncpg.PostgresError):
                 await connection.fetch(APPEND, *skewed)
         assert await connection.fetchval("select position from fedota.head") == 2

@@ -25,7 +25,7 @@ CONTEXT = Context(actor="test", correlation=uuid7())
 
 async def append(log: EventLog, count: int) -> None:
     """So many events, in requests of one to seven."""
-    requests = []
+    requests: list[Append] = []
     while count:
         size = min(count, 1 + len(requests) % 7)
         problem_id, count = new_id(), count - size

@@ -6,6 +6,7 @@ import io
 from typing import Any
 from uuid import UUID, uuid4
 
+import msgspec
 import pytest
 
 from fedota.contracts import commands
@@ -109,6 +110,80 @@ async def test_bodies_that_are_no_json_or_too_large_are_refused(platform: Any) -
         assert await post(b" " * 1_048_577) == (413, "too_large")
         squeezed = gzip.compress(b" " * 10_000)
         assert await post(squeezed, **{"Content-Encoding": "gzip"}) == (415, "unsupported_encoding")
+        assert await post(b'{"plan":' * 100_000) == (400, "invalid_request")
+        flat = msgspec.json.encode({**NEW, "plan": {"rounds": 1, "goal_count": 1, "client_config": {"a": 1}}})
+        deep = b'{"a":' * 9999 + b"1" + b"}" * 9999
+        assert await post(flat.replace(b'{"a":1}', deep)) == (400, "invalid_request")
+        assert platform.requests == []
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b'{"reason":"a","reason":"b"}', "reason"),
+        (b'{"reason":"a\\u0000b"}', "reason"),
+        (b'{"\\u0000":1}', "\0"),
+    ],
+)
+async def test_what_two_readers_would_read_differently_is_refused(platform: Any, body: bytes, field: str) -> None:
+    """A field that is there twice, and the character that no database takes."""
+    async with platform.client("setter") as setter:
+        reply = await setter.post(f"/api/problems/{uuid4()}/stop", data=body)
+        refusal = await reply.json(content_type="application/problem+json")
+        assert (reply.status, refusal["code"], list(refusal["fields"])) == (422, "invalid_field", [field])
+        assert platform.requests == []
+
+
+async def test_what_no_text_column_holds_is_shown_all_the_same(platform: Any) -> None:
+    """A process may log any character: that must not park the event and with it the whole problem."""
+    problem_id = str(uuid4())
+    failed = infra.InfraFailed(problem_id=problem_id, run=1, namespace="ns", reason="exit \0 now", log=["a\0b"])
+    position = await platform.record(*platform.story(problem_id), failed)
+    async with platform.client("setter") as setter:
+        seen = await (await setter.get(f"/api/problems/{problem_id}", params={"at_least": position})).json()
+        assert seen["infrastructure"]["failure"] == "exit \ufffd now"
+        assert (await setter.get("/readyz")).status == 200
+
+
+async def test_whatever_bytes_come_the_answer_is_whole(platform: Any) -> None:
+    """Paths, headers and methods that no client library sends: refused in words, and nothing breaks."""
+    key = b"Authorization: Bearer fdt_setter_made_up\r\n"
+    problem = f"/api/problems/{uuid4()}".encode()
+    for line, headers, statuses in [
+        (b"GET /api/\xff\xfe HTTP/1.1", key, {400, 404}),
+        (b"GET /api/%ff%00 HTTP/1.1", key, {404}),
+        (b"GET /\xff HTTP/1.1", key + b"Accept: text/html\r\n", {400, 404}),
+        (b"GET /api/problems/" + b"a" * 6000 + b" HTTP/1.1", key, {404}),
+        (b"GET /api/" + b"a" * 90_000 + b" HTTP/1.1", key, {400}),
+        (b"GET /api/problems?limit=%ff HTTP/1.1", key, {422}),
+        (b"GET /api/problems?at_least=" + "²".encode() + b" HTTP/1.1", key, {400, 422}),
+        (b"GET /api/problems HTTP/1.1", b"Authorization: Bearer \xff\xfe\r\n", {401}),
+        (b"GET /api/problems HTTP/1.1", b"Cookie: fedota=\xff\r\n", {401}),
+        (b"GET /api/events?type=\xff HTTP/1.1", key, {400, 422}),
+        (b"BREW /api/problems HTTP/1.1", key, {405}),
+        (b"POST " + problem + b"/start HTTP/1.1", key + b"Idempotency-Key: \xff\r\n", {422}),
+        (b"POST " + problem + b"/start HTTP/1.1", key + b"Idempotency-Key: \r\n", {422}),
+        (b"GET " + problem + b"/files/%2e%2e%2fsecret HTTP/1.1", key, {404, 422}),
+    ]:
+        status, body = await raw(platform.url, line, headers)
+        assert status in statuses, (line[:60], status, body[:200])
+        assert b"Traceback" not in body
+    assert platform.requests == []
+
+
+async def raw(url: str, line: bytes, headers: bytes) -> tuple[int, bytes]:
+    """The status and the body that very bytes are answered with."""
+    host, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(line + b"\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n" + headers + b"\r\n")
+        async with asyncio.timeout(10):
+            answer = await reader.read()
+    finally:
+        writer.close()
+        await writer.wait_closed()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split(b" ")[1]), body
 
 
 async def test_unknown_routes_and_methods_answer_problem_json(platform: Any) -> None:
@@ -127,7 +202,7 @@ async def test_unknown_routes_and_methods_answer_problem_json(platform: Any) -> 
             reply = await setter.request(method, path)
             body = await reply.json(content_type="application/problem+json")
             assert (reply.status, body["code"], body["status"]) == (status, code, status), path
-        assert (await setter.put("/api/problems")).headers["Allow"] == "GET, POST"
+        assert (await setter.put("/api/problems")).headers["Allow"] == "GET, HEAD, POST"
 
 
 async def test_errors_of_services_pass_and_unforeseen_ones_keep_their_text(
@@ -163,7 +238,8 @@ async def test_rounds_model_and_infrastructure(platform: Any) -> None:
         assert [(row["round"], row["stage"]) for row in rounds["rounds"]] == [(1, "completed")]
         one = await (await setter.get(f"{path}/rounds/1")).json()
         assert one["attempts"][0]["metrics"] == {"loss": 1.0}
-        assert (await setter.get(f"{path}/rounds/2")).status == 404
+        for nowhere in ("rounds/2", "rounds/0", "rounds/x", "rounds/²", "rounds/99999999999", "rounds/2/checkpoint"):
+            assert (await setter.get(f"{path}/{nowhere}")).status == 404, nowhere
         model = await (await setter.get(f"{path}/model")).json()
         assert model == {
             "url": "https://s3.test/k/1.safetensors",
@@ -174,6 +250,7 @@ async def test_rounds_model_and_infrastructure(platform: Any) -> None:
             "sha256": "b" * 64,
             "size": 9,
         }
+        assert await (await setter.get(f"{path}/rounds/1/checkpoint")).json() == model
         file = await (await organization.get(f"{path}/files/model.safetensors")).json()
         assert file["url"] == "https://s3.test/k/model.safetensors"
         assert (await organization.get(f"{path}/files/other")).status == 404
@@ -255,6 +332,39 @@ async def test_lists_are_paged(platform: Any) -> None:
         ]
         positions = [event["position"] for event in await pages("/api/events", "events", "after")]
         assert positions == list(range(1, position + 1))
+
+
+async def test_the_list_says_which_round_each_problem_is_in(platform: Any) -> None:
+    """The newest attempt of the newest round, of each problem its own."""
+    ids = [str(uuid4()) for _ in range(3)]
+    for count, problem_id in enumerate(ids):
+        await platform.record(platform.story(problem_id)[0])
+        await platform.record(*(platform.round(problem_id, n, "completed", n) for n in range(1, count + 1)))
+    async with platform.client("setter") as setter:
+        await platform.projector.catch_up()
+        listed = (await (await setter.get("/api/problems")).json())["problems"]
+        rounds = {row["problem_id"]: row["latest_round"] and row["latest_round"]["round"] for row in listed}
+        assert rounds == {ids[0]: None, ids[1]: 1, ids[2]: 2}
+
+
+async def test_events_are_asked_for_by_problem_and_type(platform: Any) -> None:
+    """Only those that fit come, and pages go on where the last one ended."""
+    mine, other = str(uuid4()), str(uuid4())
+    await platform.record(*platform.story(other), *platform.story(mine))
+    async with platform.client("setter") as setter:
+
+        async def ask(**params: Any) -> list[int]:
+            reply = await (await setter.get("/api/events", params=params)).json()
+            return [event["position"] for event in reply["events"]]
+
+        assert await ask(type="ProblemCreated") == [1, 11]
+        both = [("type", "ProblemCreated"), ("type", "InfraSpawned"), ("problem", mine)]
+        page = await (await setter.get("/api/events", params=both)).json()
+        assert [event["type"] for event in page["events"]] == ["ProblemCreated", "InfraSpawned"]
+        assert await ask(type="RoundUpdated", problem=mine, limit=2) == [17, 18]
+        assert await ask(type="RoundUpdated", problem=mine, after=18) == [19, 20]
+        reply = await setter.get("/api/events", params={"type": "ProblemVanished"})
+        assert (reply.status, list((await reply.json(content_type=None))["fields"])) == (422, ["type"])
 
 
 async def test_a_read_of_the_future_times_out_and_says_so(platform: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,19 @@
 """Who gets in, and where: the router's own table is walked, so a new route cannot be forgotten."""
 
+import gzip
+import io
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from yarl import URL
 
+from fedota.kernel.service import SERVICE
 from gateway.auth import ACTIONS
-from gateway.routes import API, PAGES
+from gateway.routes import ACTIONS_OF, API, PAGES
 
-_OPEN = {"/livez", "/readyz", "/metrics", "/sign-in", "/static"}
+_OPEN = {"/livez", "/readyz", "/sign-in", "/static"}
 _PLACES = {"problem": str(uuid4()), "organization": "A", "name": "f", "round": "1"}
 _ROLES = ("setter", "organization", "operator")
 
@@ -26,25 +31,54 @@ async def test_no_route_is_open_that_should_not_be(platform: Any) -> None:
             if route.resource.canonical in _OPEN:
                 continue
             reply = await nobody.request(route.method, _address(route.resource.canonical), allow_redirects=False)
-            if route.resource.canonical.startswith("/api"):
+            if route.resource.canonical.startswith(("/api", "/metrics")):
                 assert reply.status == 401, route
                 assert reply.headers["WWW-Authenticate"].startswith("Bearer")
             else:
                 assert (reply.status, reply.headers["Location"].split("?")[0]) == (303, "/sign-in"), route
-        assert seen == _OPEN | {route.path for route in (*API, *PAGES)}
-        for path in ("/api/nothing", "/api", "/nothing", "/static/../app.py", "/static/nothing"):
-            assert (await nobody.get(path, allow_redirects=False)).status in (401, 303, 404), path
+        assert seen == _OPEN | {"/metrics"} | {route.path for route in (*API, *PAGES)}
+        for path, status in [
+            ("/api/nothing", 401),
+            ("/api", 401),
+            ("/nothing", 303),
+            ("/static/..%2fapp.py", 404),
+            ("/static/nothing", 404),
+            ("/static/", 404),
+        ]:
+            address = URL(platform.url + path, encoded=True)
+            assert (await nobody.get(address, allow_redirects=False)).status == status, path
     assert platform.requests == []
 
 
 async def test_open_routes_answer_without_a_token_and_tell_no_secret(platform: Any) -> None:
-    """Health, metrics, signing in, and the files that pages are made of."""
+    """Health, signing in, and the files that pages are made of."""
     async with platform.client(None) as nobody:
-        for path in ("/livez", "/readyz", "/metrics", "/sign-in", "/static/style.css", "/static/page.js"):
+        for path in ("/livez", "/readyz", "/sign-in", "/static/style.css", "/static/page.js"):
             reply = await nobody.get(path)
             text = await reply.text()
             assert reply.status == 200, (path, text)
             assert "made-up" not in text and "fdt_" not in text
+
+
+async def test_what_is_wrong_inside_is_not_told_outside(platform: Any) -> None:
+    """The open health route names what fails; the reason, which may hold addresses, is for the log."""
+
+    async def broken() -> None:
+        raise OSError("cannot reach 10.0.0.7:5432")
+
+    platform.app[SERVICE].add_check("log", broken)
+    async with platform.client(None) as nobody:
+        reply = await nobody.get("/readyz")
+        assert (reply.status, (await reply.json())["status"]) == (503, "failing")
+        assert "log" in (await reply.json())["failing"] and "10.0.0.7" not in await reply.text()
+
+
+async def test_metrics_are_for_operators(platform: Any) -> None:
+    """How much goes on is nobody else's business."""
+    async with platform.client("operator") as operator, platform.client("setter") as setter:
+        reply = await operator.get("/metrics")
+        assert reply.status == 200 and "fedota_event_streams" in await reply.text()
+        assert (await setter.get("/metrics")).status == 403
 
 
 @pytest.mark.parametrize("token", ["", "x", "fdt_setter_made_u", "Fdt_setter_made_up", "fdt_setter_made_up x", "ÿ"])
@@ -58,14 +92,60 @@ async def test_a_wrong_token_opens_nothing(platform: Any, token: str) -> None:
 
 
 async def test_every_route_asks_the_table(platform: Any) -> None:
-    """For each route × role the answer is 403 exactly where the table says no."""
+    """For each route × method × role the answer is 403 exactly where the table says no."""
     for role in _ROLES:
         async with platform.client(role) as client:
-            for route in (*API, *PAGES):
-                if route.path == "/api/events/stream":
-                    continue
-                reply = await client.request(route.method, _address(route.path), allow_redirects=False)
-                assert (reply.status == 403) == (role not in ACTIONS[route.action]), (role, route)
+            for (method, path), action in ACTIONS_OF.items():
+                async with client.request(method, _address(path), allow_redirects=False) as reply:
+                    assert (reply.status == 403) == (role not in ACTIONS[action]), (role, method, path)
+
+
+async def test_head_answers_as_get_does_without_a_body(platform: Any) -> None:
+    """Whoever may read may look first; what never ends has no beginning to look at."""
+    async with platform.client("setter") as setter:
+        for path in ("/", "/api/problems", "/api/events", "/livez"):
+            got, looked = await setter.get(path), await setter.head(path)
+            assert (looked.status, looked.content_type) == (got.status, got.content_type) == (200, got.content_type)
+            assert await looked.read() == b""
+        stream = await setter.head("/api/events/stream")
+        assert (stream.status, stream.headers["Allow"]) == (405, "GET")
+        for path in ("/api/problems", "/"):
+            options = await setter.options(path, headers={"Origin": "https://evil.test"})
+            assert options.status == 405 and "GET" in options.headers["Allow"]
+            assert not [name for name in options.headers if name.startswith("Access-Control")]
+
+
+@pytest.mark.parametrize(
+    ("headers", "data", "status"),
+    [
+        ({"Content-Encoding": "gzip"}, gzip.compress(b"token=fdt_setter_made_up"), 415),
+        ({"Content-Type": "multipart/form-data; boundary=x"}, b"--x--", 400),
+        ({"Content-Type": "application/x-www-form-urlencoded; charset=nonsense"}, b"token=x", 400),
+        ({"Content-Type": "application/json"}, b"{}", 400),
+        ({}, b"token=" + b"x" * 5000, 413),
+        ({}, b"token=%FF%00", 401),
+        ({}, b"token=\xff", 400),
+    ],
+)
+async def test_only_a_small_plain_form_is_read_of_strangers(
+    platform: Any, headers: dict[str, str], data: bytes, status: int
+) -> None:
+    """Anybody may send a form to sign in: what it costs is bounded before it is read."""
+    form = {"Content-Type": "application/x-www-form-urlencoded", "Origin": platform.url, **headers}
+    async with platform.client(None) as nobody:
+        reply = await nobody.post("/sign-in", data=io.BytesIO(data), headers=form, allow_redirects=False)
+        assert reply.status == status, await reply.text()
+
+
+async def test_a_form_of_unknown_length_is_not_read(platform: Any) -> None:
+    """A body in chunks could go on for ever."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"token=x"
+
+    form = {"Content-Type": "application/x-www-form-urlencoded", "Origin": platform.url}
+    async with platform.client(None) as nobody:
+        assert (await nobody.post("/sign-in", data=chunks(), headers=form)).status == 413
 
 
 async def test_a_session_lets_a_browser_in_and_out(platform: Any) -> None:

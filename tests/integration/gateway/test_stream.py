@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -11,6 +12,7 @@ import msgspec
 import pytest
 
 from fedota.events import orchestrator as infra
+from gateway.stream import Filter
 
 _STREAM = "/api/events/stream"
 
@@ -74,6 +76,30 @@ async def test_a_broken_stream_goes_on_where_it_was(platform: Any) -> None:
             assert [frame["id"] for frame in await take(reply, 2)] == ["5", "6"]
 
 
+@pytest.mark.parametrize("nonsense", ["", "x", "-1", "1.5", "²", "9" * 30, "4\t4"])
+async def test_a_last_event_id_that_is_none_is_passed_over(platform: Any, nonsense: str) -> None:
+    """The address then says where to begin: nothing is left out."""
+    await platform.record(*platform.story(str(uuid4()))[:4])
+    headers = {"Last-Event-ID": nonsense}
+    async with (
+        platform.client("setter") as setter,
+        setter.get(_STREAM, params={"after": 2}, headers=headers) as reply,
+    ):
+        assert [frame["id"] for frame in await take(reply, 2)] == ["3", "4"]
+
+
+async def test_the_stream_is_asked_for_types(platform: Any) -> None:
+    """Before and after the connection only those come."""
+    problem_id = str(uuid4())
+    story = platform.story(problem_id)
+    await platform.record(*story[:7])
+    params = {"problem": problem_id, "type": "RoundUpdated"}
+    async with platform.client("setter") as setter, setter.get(_STREAM, params=params) as reply:
+        assert [frame["event"] for frame in await take(reply, 1)] == ["RoundUpdated"]
+        await platform.record(story[2], *story[7:])
+        assert [frame["id"] for frame in await take(reply, 3)] == ["9", "10", "11"]
+
+
 async def test_what_the_stream_tells_can_be_read(platform: Any) -> None:
     """Who hears of an event and asks the read model at once finds it there."""
     problem_id = str(uuid4())
@@ -111,7 +137,7 @@ async def test_a_slow_reader_loses_nothing(platform: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr("gateway.stream._QUEUE", 3)
     problem_id = str(uuid4())
     feed = platform.feed
-    batches = feed.follow(problem_id, 0, 5.0)
+    batches = feed.follow(Filter(problem_id), 0, 5.0)
     await anext(batches)
     await platform.record(platform.story(problem_id)[0])
     found = [item.position for item in await anext(batches)]
@@ -125,6 +151,30 @@ async def test_a_slow_reader_loses_nothing(platform: Any, monkeypatch: pytest.Mo
                 break
     await batches.aclose()
     assert found == list(range(1, last + 1))
+
+
+async def test_a_reader_that_takes_nothing_is_let_go(platform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full connection is cut after a while: neither its place nor its memory is kept for ever."""
+    monkeypatch.setattr("gateway.stream._WRITE_SECONDS", 0.3)
+    problem_id, feed = str(uuid4()), platform.feed
+    said = infra.InfraDegraded(
+        problem_id=problem_id, run=1, namespace="n", component="selector-0", reason="r", log=["x" * 900_000]
+    )
+    host, port = platform.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+    writer.write(f"GET {_STREAM} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer fdt_setter_made_up\r\n\r\n".encode())
+    await until(lambda: feed.watchers == 1)
+    await platform.record(*[said] * 20)
+    await until(lambda: feed.watchers == 0)
+    received = 0
+    with suppress(ConnectionError):
+        async with asyncio.timeout(10):
+            while chunk := await reader.read(65536):
+                received += len(chunk)
+    assert received < 20 * 900_000
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
 
 
 async def test_too_many_streams_are_refused(platform: Any, monkeypatch: pytest.MonkeyPatch) -> None:

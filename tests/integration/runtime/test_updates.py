@@ -108,7 +108,7 @@ def _header(text: str, data: int = 0) -> Callable[[], bytes]:
 async def uploads(world: World, count: int) -> None:
     """So many updates are on their way in."""
     async with asyncio.timeout(10):
-        while (await world.metrics(world.selectors[0]))["fedota_uploads"] != count:
+        while (await world.metrics(world.selectors[0]))["fedota_uploads"] != count:  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.01)
 
 

@@ -10,7 +10,7 @@ import pytest
 from fedota.errors import FedotaError
 from fedota.kernel.settings import SettingsError
 from gateway.auth import ACTIONS, Identity, Role, Token, Tokens, read_tokens
-from gateway.routes import API, PAGES
+from gateway.routes import ACTIONS_OF, API, PAGES
 
 _ROLES = ("setter", "organization", "operator")
 _TABLE = """
@@ -31,6 +31,7 @@ read_infrastructure_log   yes    no           yes
 read_rounds               yes    yes          yes
 read_model                yes    no           yes
 read_events               yes    yes          yes
+read_metrics              no     no           yes
 sign_out                  yes    yes          yes
 """
 _CELLS = [
@@ -58,7 +59,8 @@ def test_the_table_above_is_complete() -> None:
     """No role, no action and no route is left out."""
     assert {action for action, _, _ in _CELLS} == set(ACTIONS)
     assert set(_ROLES) == set(get_args(Role))
-    assert {route.action for route in (*API, *PAGES)} | {"read_infrastructure_log"} == set(ACTIONS)
+    assert set(ACTIONS_OF.values()) | {"read_infrastructure_log"} == set(ACTIONS)
+    assert {(method, route.path) for route in (*API, *PAGES) for method in route.methods} < set(ACTIONS_OF)
 
 
 def test_tokens_are_known_by_their_digest() -> None:
@@ -94,4 +96,7 @@ def test_the_tokens_file(tmp_path: Path) -> None:
     assert read_tokens(path).identify("t") == Identity(role="setter")
     path.write_text('[{"role": "king", "sha256": ""}]')
     with pytest.raises(SettingsError, match="role"):
+        read_tokens(path)
+    path.write_bytes(msgspec.json.encode([{"role": "setter", "sha256": "a" * 64, "organization": "A"}]))
+    with pytest.raises(SettingsError, match="stands for no organization"):
         read_tokens(path)
