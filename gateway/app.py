@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -42,14 +43,14 @@ def create_app(settings: Settings) -> web.Application:
     app = web.Application(middlewares=middlewares, client_max_size=BODY_LIMIT)
     app[HEARTBEAT] = settings.heartbeat
     app[pages.ENTRANCE] = pages.Entrance(tokens, sessions)
-    app[pages.TEMPLATES] = pages.load_templates(uploads=bool(settings.s3_url))
+    app[pages.TEMPLATES] = pages.load_templates(uploads=bool(settings.s3_public_url))
     for route in (*API, *PAGES):
         for method in route.methods:
             app.router.add_route(method, route.path, route.handler)
     app.router.add_get("/sign-in", pages.show_sign_in)
     app.router.add_post("/sign-in", pages.sign_in)
     app.router.add_static("/static", _STATIC)
-    app.on_response_prepare.append(partial(_add_headers, _content_security_policy(settings.s3_url)))
+    app.on_response_prepare.append(partial(_add_headers, _content_security_policy(settings.s3_public_url)))
     app.on_shutdown.append(_end_streams)
     attach(app, Service("gateway"), settings, partial(_resources, app))
     return app
@@ -72,10 +73,12 @@ async def _resources(app: web.Application, service: Service, settings: Settings)
             yield
 
 
-def _content_security_policy(s3_url: str) -> str:
+def _content_security_policy(s3_public_url: str) -> str:
     """Pages load nothing from elsewhere; all that they send elsewhere is files, to the object store."""
+    scheme, place, *_ = urlsplit(s3_public_url)
+    store = f" {scheme}://{place}" if place else ""
     return (
-        f"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self' {s3_url}; "
+        f"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'{store}; "
         "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     )
 

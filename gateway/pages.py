@@ -111,11 +111,15 @@ async def sign_in(request: web.Request) -> web.Response:
 async def _form(request: web.Request) -> Mapping[str, object]:
     """The form that a browser sends. Anybody may send one: it is small and plain, or not read."""
     require_plain(request)
+    what = FedotaError("invalid_request", "Signing in takes a form: application/x-www-form-urlencoded, in UTF-8.")
     if request.content_type != "application/x-www-form-urlencoded" or request.charset not in (None, "utf-8"):
-        raise FedotaError("invalid_request", "Signing in takes a form: application/x-www-form-urlencoded, in UTF-8.")
+        raise what
     if request.content_length is None or request.content_length > _FORM_LIMIT:
         raise FedotaError("too_large", f"The form may have at most {_FORM_LIMIT} bytes, and says how many it has.")
-    return await request.post()
+    try:
+        return await request.post()
+    except UnicodeDecodeError:
+        raise what from None
 
 
 async def sign_out(request: web.Request) -> web.Response:

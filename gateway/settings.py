@@ -9,11 +9,11 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
     """`tokens_file` (mode 0600) lists who may come in, see `gateway.auth.read_tokens`.
 
     `https` says that people reach the gateway by HTTPS: the session cookie is then sent over nothing else.
-    `s3_url` is where the object store's presigned links lead: pages may send files there, and with an empty one they
-    leave uploads to scripts. `heartbeat` is the number of seconds between signs of life on a quiet event stream.
+    `s3_public_url` is where the object store's presigned links lead: pages may send files there, and where it is not
+    given they leave uploads to scripts. `heartbeat` is the number of seconds between signs of life on a quiet event stream.
     """
 
     tokens_file: Path
     https: bool = False
     heartbeat: float = 15.0
-    s3_url: str = ""
+    s3_public_url: str = ""

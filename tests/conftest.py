@@ -4,18 +4,18 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.support.servers import TestServers, fresh_database, running_servers
+from tests.support.servers import RunningServers, fresh_database, running_servers
 
 
 @pytest.fixture(scope="session")
-async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[TestServers]:
+async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServers]:
     """PostgreSQL, NATS with JetStream and S3, one set for the whole run."""
     async with running_servers(tmp_path_factory.mktemp("servers")) as running:
         yield running
 
 
 @pytest.fixture
-async def database_url(servers: TestServers) -> AsyncIterator[str]:
+async def database_url(servers: RunningServers) -> AsyncIterator[str]:
     """The URL of a database of the test's own, empty, as a superuser."""
     async with fresh_database(servers.admin_url) as url:
         yield url

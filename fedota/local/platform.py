@@ -105,7 +105,7 @@ def _settings(data: DataDirectory, servers: Servers, name: str) -> dict[str, Any
         case "orchestrator":
             return {**common, "token_public_key_file": str(_token_keys(data)[1]), **_coordinators_access(servers)}
         case "gateway":
-            files = {"tokens_file": str(data.path / "tokens.json"), "s3_url": servers.s3.url}
+            files = {"tokens_file": str(data.path / "tokens.json"), "s3_public_url": servers.s3.url}
             return {**common, "port": data.port("gateway"), **files}
         case _:
             return common

@@ -75,9 +75,7 @@ async def read_body(request: web.Request, target: memoryview) -> int:
     transport = request.transport
     if length is None or length < _SMALL or transport is None:
         return await _copied(request.content, target)
-    request[_TAKEN_OVER] = True
-    await _straight(request.content, request.protocol, transport, target[:length])
-    request.content.feed_eof()
+    await _taken_over(request, transport, target[:length])
     return length
 
 
@@ -92,9 +90,15 @@ async def read_rest(request: web.Request, target: memoryview) -> None:
     transport = request.transport
     if transport is None:
         raise ConnectionResetError("The connection was closed in the middle of a body.")
+    await _taken_over(request, transport, target)
+
+
+async def _taken_over(request: web.Request, transport: asyncio.Transport, target: memoryview) -> None:
     request[_TAKEN_OVER] = True
-    await _straight(request.content, request.protocol, transport, target)
-    request.content.feed_eof()
+    try:
+        await _straight(request.content, request.protocol, transport, target)
+    finally:
+        request.content.feed_eof()  # aiohttp must not wait for what it will never see
 
 
 async def read_reply(reply: ClientResponse, target: memoryview) -> None:
@@ -104,8 +108,10 @@ async def read_reply(reply: ClientResponse, target: memoryview) -> None:
         if await _copied(reply.content, target) != len(target):
             raise ConnectionResetError("The body is shorter than it was announced.")
         return
-    await _straight(reply.content, connection.protocol, connection.transport, target)
-    reply.close()
+    try:
+        await _straight(reply.content, connection.protocol, connection.transport, target)
+    finally:
+        reply.close()
 
 
 async def _straight(content: StreamReader, protocol: Any, transport: asyncio.Transport, target: memoryview) -> None:
@@ -121,10 +127,8 @@ async def _straight(content: StreamReader, protocol: Any, transport: asyncio.Tra
     try:
         await _progressing(direct)
     except BaseException:
-        # The target may be another's from now on: not one more byte may go there.
         if not transport.is_closing():
-            direct.give_back()
-            transport.close()
+            direct.give_back()  # the target may be another's from now on: not one more byte may go there
         raise
 
 

@@ -22,13 +22,13 @@ from fedota.errors import FedotaError, Problem
 from fedota.events import Event, NewEvent, to_json
 from fedota.events.storage import FilesDeleted, FilesStored
 from fedota.kernel.bus import invalid_field
-from fedota.kernel.event_log import Append, Appended, Context, EventLog, fingerprint
+from fedota.kernel.event_log import Append, Appended, Context, EventLog, fingerprint, log_needed
 from services.storage import domain
 from services.storage.blobs import Blobs
 from services.storage.domain import Fault, State
 from services.storage.keys import file_key, manifest_key, require_problem_id, require_readable, require_writable
 from services.storage.model_file import HEAD, model_fault
-from services.storage.turns import Turns, log_needed
+from services.storage.turns import Turns
 
 Faults = dict[str, Fault]
 

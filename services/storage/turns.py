@@ -5,8 +5,8 @@ recorded it meanwhile. PostgreSQL holds the lock, and lets go of it when the pro
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
 
 import asyncpg
@@ -14,7 +14,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from fedota.errors import FedotaError
 from fedota.kernel.database import Pool
-from fedota.kernel.event_log import DISCONNECTED
+from fedota.kernel.event_log import DISCONNECTED, log_needed
 
 SIZE: Final = 4  # turns at once in one process: half of the threads that speak to S3 stay free for short questions
 _NO_LIMIT: Final = 1e6  # seconds: it is `patience` that ends the wait, not the pool's own timeout
@@ -57,12 +57,3 @@ class Turns:
         """Free the lock: the pool resets what it takes back. With a connection that is lost, the lock went before."""
         with suppress(*DISCONNECTED):
             await self._pool.release(connection)
-
-
-@contextmanager
-def log_needed() -> Iterator[None]:
-    """Say `unavailable` when PostgreSQL does not answer."""
-    try:
-        yield
-    except DISCONNECTED:
-        raise FedotaError("unavailable", "The event log does not answer. Try again.", retry_after=2) from None

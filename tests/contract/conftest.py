@@ -7,12 +7,12 @@ import pytest
 
 from fedota.kernel.migrations import PROCESSES, migrate
 from tests.contract.ground import PASSWORD, Ground
-from tests.support.servers import TestServers
+from tests.support.servers import RunningServers
 from tests.support.services import OWNERS, forget_stream
 
 
 @pytest.fixture
-async def ground(servers: TestServers, database_url: str) -> AsyncIterator[Ground]:
+async def ground(servers: RunningServers, database_url: str) -> AsyncIterator[Ground]:
     """An empty log and no stream."""
     await migrate(database_url, dict.fromkeys(PROCESSES, PASSWORD))
     await forget_stream(servers.nats_url, servers.nats_keys["anything"])

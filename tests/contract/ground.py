@@ -29,7 +29,7 @@ from fedota.kernel.processes import Guarded, spawn
 from fedota.local.nats_server import NatsAccess, nats_server
 from fedota.local.servers import Servers
 from fedota.local.state import DataDirectory
-from tests.support.servers import ANYTHING, TestServers
+from tests.support.servers import ANYTHING, RunningServers
 from tests.support.services import Platform, new_id, until
 
 PASSWORD: Final = "made-up"
@@ -181,9 +181,9 @@ class OwnNats:
         self.access: NatsAccess = access
         self._running: Guarded | None = None
 
-    def beside(self, servers: TestServers) -> TestServers:
+    def beside(self, servers: RunningServers) -> RunningServers:
         """The other servers, with this NATS."""
-        return TestServers.of(Servers(servers.admin_url, self.access, servers.s3))
+        return RunningServers.of(Servers(servers.admin_url, self.access, servers.s3))
 
     async def start(self) -> None:
         """Start it and wait until it answers."""

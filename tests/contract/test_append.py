@@ -21,7 +21,7 @@ from fedota.local.postgres import postgres
 from fedota.local.programs import kept_alive
 from fedota.local.state import DataDirectory
 from tests.contract.ground import PASSWORD, Ground, created, requested
-from tests.support.servers import TestServers
+from tests.support.servers import RunningServers
 from tests.support.services import new_id, until
 
 CONTEXT = Context(actor="test", correlation=uuid7())
@@ -218,7 +218,7 @@ async def test_a_log_that_closes_finishes_and_then_refuses(ground: Ground) -> No
         await asyncio.wait_for(log.append(request(new_id())), 5)
 
 
-async def test_what_was_answered_survives_a_killed_database(tmp_path: Path, servers: TestServers) -> None:
+async def test_what_was_answered_survives_a_killed_database(tmp_path: Path, servers: RunningServers) -> None:
     """PostgreSQL is killed with -9 again and again: no answer is lost, and what is asked again is done once."""
     program, url = await postgres(data := DataDirectory(tmp_path))
     answers: dict[str, Appended] = {}

@@ -8,7 +8,7 @@ import pytest
 from fedota.events import CATALOGUE
 from fedota.kernel.migrations import PROCESSES, migrate, migration_files, role_of
 from tests.contract.ground import PASSWORD, Ground, created
-from tests.support.servers import TestServers
+from tests.support.servers import RunningServers
 
 SHAPE = """
 select n.nspname, c.relname, c.relkind::text, c.relacl::text
@@ -63,7 +63,7 @@ async def test_a_failed_migration_leaves_nothing(database_url: str, monkeypatch:
     assert await shape(database_url) != []
 
 
-async def test_a_password_is_whatever_it_is(servers: TestServers, database_url: str) -> None:
+async def test_a_password_is_whatever_it_is(servers: RunningServers, database_url: str) -> None:
     """Quotes and backslashes too; a new one takes the place of the old."""
     odd = 'it\'s \\ "odd" $1 ä'
     try:

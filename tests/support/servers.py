@@ -20,10 +20,8 @@ from fedota.local.state import DataDirectory
 ANYTHING: Final = "anything"  # a user of the platform's account whom nothing is denied; only tests have one
 
 
-class TestServers(NamedTuple):
+class RunningServers(NamedTuple):
     """How to reach the servers of a test run; `admin_url` is a superuser's."""
-
-    __test__ = False
 
     admin_url: str
     nats_url: str
@@ -33,7 +31,7 @@ class TestServers(NamedTuple):
     s3: S3Access
 
     @classmethod
-    def of(cls, servers: Servers) -> "TestServers":
+    def of(cls, servers: Servers) -> "RunningServers":
         """The same, as tests want it."""
         nats = servers.nats
         assert nats.operator is not None
@@ -49,16 +47,16 @@ def _key_to_anything(directory: Path) -> Path:
 
 
 @asynccontextmanager
-async def running_servers(directory: Path) -> AsyncIterator[TestServers]:
+async def running_servers(directory: Path) -> AsyncIterator[RunningServers]:
     """PostgreSQL, NATS and S3, new and empty."""
     kind = os.environ.get("FEDOTA_TEST_SERVERS", "embedded")
     data = DataDirectory(directory)
     if kind == "containers":
         with _containers(data) as servers:
-            yield TestServers.of(servers)
+            yield RunningServers.of(servers)
     elif kind == "embedded":
         async with embedded(data) as servers:
-            yield TestServers.of(servers)
+            yield RunningServers.of(servers)
     else:
         raise ValueError(f"FEDOTA_TEST_SERVERS is {kind!r}: say embedded or containers")
 

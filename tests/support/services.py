@@ -28,7 +28,7 @@ from fedota.kernel.migrations import PROCESSES, migrate, role_of
 from fedota.kernel.relay import Relay
 from fedota.kernel.service import Service, serving
 from fedota.kernel.settings import ProcessSettings, Secret
-from tests.support.servers import TestServers
+from tests.support.servers import RunningServers
 
 OWNERS: Final = ("problems", "storage", "orchestrator", "rounds")
 _PASSWORD: Final = "made-up"
@@ -47,7 +47,7 @@ class Running(NamedTuple):
 class Platform:
     """A migrated database with an empty log, a relay, and every owner's pen."""
 
-    def __init__(self, servers: TestServers, database_url: str) -> None:
+    def __init__(self, servers: RunningServers, database_url: str) -> None:
         self.servers = servers
         self.database_url = database_url
         self.logs: dict[str, EventLog] = {}
@@ -55,7 +55,7 @@ class Platform:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, servers: TestServers, database_url: str) -> AsyncIterator["Platform"]:
+    async def open(cls, servers: RunningServers, database_url: str) -> AsyncIterator["Platform"]:
         """The platform, without any service; `database_url` is of a superuser and an empty database."""
         platform = cls(servers, database_url)
         await migrate(database_url, dict.fromkeys(PROCESSES, _PASSWORD))

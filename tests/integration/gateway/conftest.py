@@ -1,7 +1,7 @@
 """The gateway between real servers; the services behind it are played by the tests."""
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from fedota.contracts import commands
-from fedota.contracts.commands import Command, Reply, Request
+from fedota.contracts.commands import AnnouncedFile, Command, Reply, Request, UploadSlot
 from fedota.errors import FedotaError
 from fedota.events import EventData
 from fedota.events.orchestrator import InfraSpawned
@@ -36,7 +36,7 @@ from gateway.parts import PARTS
 from gateway.projection import PROJECTION
 from gateway.settings import Settings
 from gateway.stream import Feed
-from tests.support.servers import TestServers
+from tests.support.servers import RunningServers
 from tests.support.services import Platform, Running, running
 
 TOKENS = {name: f"fdt_{name}_made_up" for name in ("setter", "organization", "operator", "clinic")}
@@ -50,9 +50,11 @@ class Stage:
 
     def __init__(self, platform: Platform) -> None:
         self.record = platform.record
+        self.s3_url = platform.servers.s3.url
         self.gateway: Running
         self.requests: list[tuple[Request, Command]] = []
         self.refusal: FedotaError | None = None
+        self.slot: Callable[[AnnouncedFile], UploadSlot] = _nowhere
 
     @property
     def url(self) -> str:
@@ -113,7 +115,7 @@ class Stage:
         if isinstance(command, commands.PresignDownload):
             return Reply(result=commands.Download(url=f"https://s3.test/{command.key}", seconds=600))
         if isinstance(command, commands.PrepareUpload):
-            slots = [commands.UploadSlot(name=f.name, url="https://s3.test/up", headers={}) for f in command.files]
+            slots = [self.slot(file) for file in command.files]
             return Reply(result=commands.UploadSlots(slots=slots, seconds=600))
         return Reply(position=await self.record(_event(request.actor, command)))
 
@@ -142,6 +144,10 @@ class Stage:
         jar = aiohttp.CookieJar(unsafe=True)  # cookies of an address without a name
         async with aiohttp.ClientSession(self.url, headers=headers, cookie_jar=jar) as session:
             yield session
+
+
+def _nowhere(file: AnnouncedFile) -> UploadSlot:
+    return UploadSlot(name=file.name, url="https://s3.test/up", headers={})
 
 
 def _event(actor: str, command: Any) -> EventData:
@@ -187,7 +193,7 @@ def write_tokens(path: Path) -> Path:
 
 
 @pytest.fixture
-async def platform(servers: TestServers, database_url: str, tmp_path: Path) -> AsyncIterator[Stage]:
+async def platform(servers: RunningServers, database_url: str, tmp_path: Path) -> AsyncIterator[Stage]:
     """A gateway that runs, with an empty log."""
     async with Platform.open(servers, database_url) as ground, AsyncExitStack() as stack:
         stage = Stage(ground)
@@ -195,7 +201,7 @@ async def platform(servers: TestServers, database_url: str, tmp_path: Path) -> A
             service = await stack.enter_async_context(ground.bus(owner))
             mine = [kind for name, kind in commands.OWNERS.values() if name == owner]
             await service.answer_commands(dict.fromkeys(mine, stage.answer))
-        files = {"tokens_file": write_tokens(tmp_path / "tokens.json"), "s3_url": servers.s3.url}
+        files = {"tokens_file": write_tokens(tmp_path / "tokens.json"), "s3_public_url": stage.s3_url}
         settings = ground.settings(Settings, "gateway", heartbeat=0.2, **files)
         stage.gateway = await stack.enter_async_context(running(create_app, settings))
         yield stage

@@ -110,7 +110,6 @@ async def test_bodies_that_are_no_json_or_too_large_are_refused(platform: Any) -
         assert await post(b" " * 1_048_577) == (413, "too_large")
         squeezed = gzip.compress(b" " * 10_000)
         assert await post(squeezed, **{"Content-Encoding": "gzip"}) == (415, "unsupported_encoding")
-        assert await post(b'{"plan":' * 100_000) == (400, "invalid_request")
         flat = msgspec.json.encode({**NEW, "plan": {"rounds": 1, "goal_count": 1, "client_config": {"a": 1}}})
         deep = b'{"a":' * 9999 + b"1" + b"}" * 9999
         assert await post(flat.replace(b'{"a":1}', deep)) == (400, "invalid_request")
@@ -160,7 +159,7 @@ async def test_whatever_bytes_come_the_answer_is_whole(platform: Any) -> None:
         (b"GET /api/problems HTTP/1.1", b"Authorization: Bearer \xff\xfe\r\n", {401}),
         (b"GET /api/problems HTTP/1.1", b"Cookie: fedota=\xff\r\n", {401}),
         (b"GET /api/events?type=\xff HTTP/1.1", key, {400, 422}),
-        (b"BREW /api/problems HTTP/1.1", key, {405}),
+        (b"PROPFIND /api/problems HTTP/1.1", key, {405}),
         (b"POST " + problem + b"/start HTTP/1.1", key + b"Idempotency-Key: \xff\r\n", {422}),
         (b"POST " + problem + b"/start HTTP/1.1", key + b"Idempotency-Key: \r\n", {422}),
         (b"GET " + problem + b"/files/%2e%2e%2fsecret HTTP/1.1", key, {404, 422}),

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from tests.integration.problems.world import World
-from tests.support.servers import TestServers
+from tests.support.servers import RunningServers
 from tests.support.services import Platform
 
 
 @pytest.fixture
-async def world(servers: TestServers, database_url: str, tmp_path: Path) -> AsyncIterator[World]:
+async def world(servers: RunningServers, database_url: str, tmp_path: Path) -> AsyncIterator[World]:
     """A platform whose problems service is not there yet."""
     async with Platform.open(servers, database_url) as platform:
         made = World(platform, tmp_path)

@@ -18,7 +18,7 @@ from fedota.events.problems import ModelFile, Plan, ProblemCreated, ProblemRevis
 from fedota.events.storage import FilesDeleted
 from fedota.kernel.settings import Secret
 from tests.integration.problems.world import ABOUT, World, final
-from tests.integration.storage.door import Door
+from tests.support.door import Door
 from tests.support.services import new_id
 
 CLINIC = "Clinic A"

@@ -1,8 +1,5 @@
 """The problems service and what it meets; storage, orchestrator and rounds are played by what the tests record."""
 
-import sys
-from asyncio.subprocess import Process, create_subprocess_exec
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +14,8 @@ from fedota.events.storage import FilesStored, StoredFile
 from fedota.kernel.files import write_private
 from services.problems.app import create_app
 from services.problems.settings import Settings
-from tests.support.services import Platform, Running, new_id, running, until
+from tests.support.services import Platform, new_id, until
+from tests.support.world import ServiceWorld
 
 ABOUT: Final[dict[str, Any]] = {
     "name": "Tumours",
@@ -28,7 +26,7 @@ ABOUT: Final[dict[str, Any]] = {
 }
 
 
-class World:
+class World(ServiceWorld[Settings]):
     """A platform with a problems service that tests start, stop and kill."""
 
     def __init__(self, platform: Platform, directory: Path) -> None:
@@ -36,43 +34,10 @@ class World:
         self.public_key = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
         self.key_file = directory / "tokens.pem"
         write_private(self.key_file, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-        self.platform = platform
-        self.directory = directory
-        self.settings = platform.settings(Settings, "problems", token_key_file=self.key_file)
-        self.children: list[Process] = []
-
-    def running(self) -> AbstractAsyncContextManager[Running]:
-        """The service in this process."""
-        return running(create_app, self.settings)
-
-    async def process(self) -> Process:
-        """The service as a process of its own, ready."""
-        ready = self.directory / "ready.json"
-        ready.unlink(missing_ok=True)
-        told = {
-            "FEDOTA_DATABASE_URL": self.settings.database_url.reveal(),
-            "FEDOTA_NATS_URL": self.settings.nats_url,
-            "FEDOTA_NATS_CREDENTIALS": str(self.settings.nats_credentials),
-            "FEDOTA_TOKEN_KEY_FILE": str(self.key_file),
-            "FEDOTA_DIRECTORY": str(self.directory),
-        }
-        with (self.directory / "problems.log").open("ab") as log:
-            child = await create_subprocess_exec(sys.executable, "-m", "services.problems", env=told, stderr=log)
-        self.children.append(child)
-
-        async def is_ready() -> bool:
-            assert child.returncode is None, (self.directory / "problems.log").read_text()
-            return ready.exists()
-
-        await until(is_ready, "problems is ready")
-        return child
-
-    async def end(self) -> None:
-        """Leave no process behind."""
-        for child in self.children:
-            if child.returncode is None:
-                child.kill()
-                await child.wait()
+        settings = platform.settings(Settings, "problems", token_key_file=self.key_file)
+        super().__init__(
+            platform, directory, "problems", create_app, settings, FEDOTA_TOKEN_KEY_FILE=str(self.key_file)
+        )
 
     async def create(self, problem_id: str | None = None) -> str:
         """A problem that somebody published."""

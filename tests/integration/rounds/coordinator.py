@@ -16,7 +16,7 @@ from fedota.events.rounds import RoundUpdated
 from fedota.kernel.bus import ERROR_HEADER
 from fedota.kernel.files import write_private
 from fedota.kernel.nats_accounts import Operator, push_account
-from tests.support.servers import TestServers
+from tests.support.servers import RunningServers
 
 
 class Coordinator:
@@ -28,7 +28,7 @@ class Coordinator:
 
     @classmethod
     @asynccontextmanager
-    async def connect(cls, servers: TestServers, problem_id: str, directory: Path) -> AsyncIterator["Coordinator"]:
+    async def connect(cls, servers: RunningServers, problem_id: str, directory: Path) -> AsyncIterator["Coordinator"]:
         """In an account that is made and pushed as the orchestrator does it; credentials lie in `directory`."""
         minted = Operator.read(servers.nats_operator).problem_account(problem_id, platform=servers.platform_account)
         credentials = directory / f"{problem_id}.creds"

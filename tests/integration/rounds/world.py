@@ -1,7 +1,5 @@
 """The rounds service and what it meets; problems is played by what the tests record, coordinators by the tests."""
 
-import sys
-from asyncio.subprocess import Process, create_subprocess_exec
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -14,7 +12,8 @@ from fedota.events.rounds import Checkpoint, RoundUpdated
 from services.rounds.app import create_app
 from services.rounds.settings import Settings
 from tests.integration.rounds.coordinator import Coordinator
-from tests.support.services import Platform, Running, new_id, running, until
+from tests.support.services import Platform, new_id
+from tests.support.world import ServiceWorld
 
 CLINIC: Final = "Clinic A"
 PLAN: Final = Plan(rounds=3, goal_count=2, attempts=2)
@@ -22,46 +21,11 @@ MODEL: Final = ModelFile(key="k/model", sha256="a" * 64, size=10)
 STAGES: Final = ("selection", "configuration", "reporting", "completed")
 
 
-class World:
+class World(ServiceWorld[Settings]):
     """A platform with a rounds service that tests start, stop and kill."""
 
     def __init__(self, platform: Platform, directory: Path) -> None:
-        self.platform = platform
-        self.directory = directory
-        self.settings = platform.settings(Settings, "rounds")
-        self.children: list[Process] = []
-
-    def running(self) -> AbstractAsyncContextManager[Running]:
-        """The service in this process."""
-        return running(create_app, self.settings)
-
-    async def process(self) -> Process:
-        """The service as a process of its own, ready."""
-        ready = self.directory / "ready.json"
-        ready.unlink(missing_ok=True)
-        told = {
-            "FEDOTA_DATABASE_URL": self.settings.database_url.reveal(),
-            "FEDOTA_NATS_URL": self.settings.nats_url,
-            "FEDOTA_NATS_CREDENTIALS": str(self.settings.nats_credentials),
-            "FEDOTA_DIRECTORY": str(self.directory),
-        }
-        with (self.directory / "rounds.log").open("ab") as log:
-            child = await create_subprocess_exec(sys.executable, "-m", "services.rounds", env=told, stderr=log)
-        self.children.append(child)
-
-        async def is_ready() -> bool:
-            assert child.returncode is None, (self.directory / "rounds.log").read_text()
-            return ready.exists()
-
-        await until(is_ready, "rounds is ready")
-        return child
-
-    async def end(self) -> None:
-        """Leave no process behind."""
-        for child in self.children:
-            if child.returncode is None:
-                child.kill()
-                await child.wait()
+        super().__init__(platform, directory, "rounds", create_app, platform.settings(Settings, "rounds"))
 
     async def start(self, *, run: int = 1, plan: Plan = PLAN, problem_id: str | None = None) -> str:
         """A problem that runs, with one organization."""

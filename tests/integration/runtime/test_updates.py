@@ -129,7 +129,7 @@ _SPOILED: dict[str, tuple[str, str, Callable[[], bytes]]] = {
             8,
         ),
     ),
-    "no tensor": ("update_mismatch", "'large' is missing", lambda: safetensors.numpy.save({})),
+    "no tensor": ("update_mismatch", "is missing", lambda: safetensors.numpy.save({})),
     "a missing tensor": ("update_mismatch", "'steps' is missing", _with({}, "steps")),
     "an extra tensor": ("update_mismatch", "no tensor 'more'", _with({"more": np.zeros(1, np.float32)})),
     "another shape": (

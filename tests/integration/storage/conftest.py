@@ -35,8 +35,8 @@ from fedota.events.storage import Role
 from fedota.kernel.settings import Secret
 from services.storage.app import create_app
 from services.storage.settings import Settings
-from tests.integration.storage.door import Door
-from tests.support.servers import TestServers
+from tests.support.door import Door
+from tests.support.servers import RunningServers
 from tests.support.services import Platform, Running, new_id, running, until
 
 MODEL: Final = save({"w": np.ones((2, 3), "f4")})
@@ -234,7 +234,7 @@ async def failures(url: str) -> dict[str, str]:
 
 
 @pytest.fixture
-async def world(servers: TestServers, database_url: str, tmp_path: Path) -> AsyncIterator[World]:
+async def world(servers: RunningServers, database_url: str, tmp_path: Path) -> AsyncIterator[World]:
     """Everything but storage; the door to the object store is open."""
     async with Platform.open(servers, database_url) as platform, Door.to(servers.s3.url) as door:
         await door.open()

@@ -1,0 +1,167 @@
+"""Updates into a checkpoint."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fedota.errors import FedotaError
+from fedota.runtime.aggregation import (
+    STRATEGIES,
+    WeightedSum,
+    aggregate,
+    checked,
+    choose_strategy,
+    mean_metrics,
+    not_finite,
+    sum_size,
+)
+from fedota.runtime.tensors import Array, Layout, layout_of
+
+Weights = dict[str, Array]
+
+
+def layout(weights: Weights) -> Layout:
+    """The layout of these tensors."""
+    return layout_of(memoryview(safetensors.numpy.save(weights)))
+
+
+def example() -> Weights:
+    """A tensor of each kind."""
+    return {
+        "double": np.array([1.0, 2.0]),
+        "single": np.array([[1, 2], [3, 4]], np.float32),
+        "half": np.array(0.5, np.float16),
+        "steps": np.array([7], np.int64),
+        "empty": np.zeros((0, 3), np.float32),
+    }
+
+
+def fedavg(weights: list[tuple[Weights, int]], *, partials: int = 1) -> Weights:
+    """The updates aggregated over so many selectors."""
+    like = layout(weights[0][0])
+    sums = [WeightedSum(like) for _ in range(partials)]
+    for number, (update, examples) in enumerate(weights):
+        sums[number % partials].add(update, examples)
+    total = WeightedSum(like)
+    for one in sums:
+        if one.count:
+            total.merge(memoryview(bytes(one.numbers)), one.examples, one.count)
+    base = memoryview(safetensors.numpy.save(weights[0][0]))
+    result: Weights = safetensors.numpy.load(bytes(aggregate(choose_strategy("fedavg", {}), like, base, total)))
+    return result
+
+
+def test_the_weighted_mean() -> None:
+    """Of floats in their own type; of counters the largest."""
+    first, second = example(), {name: (values * 3).astype(values.dtype) for name, values in example().items()}
+    result = fedavg([(first, 1), (second, 3)])
+    assert {name: values.dtype for name, values in result.items()} == {name: v.dtype for name, v in first.items()}
+    np.testing.assert_allclose(result["double"], [2.5, 5.0])
+    np.testing.assert_allclose(result["single"], [[2.5, 5], [7.5, 10]])
+    assert (float(result["half"]), result["half"].shape) == (1.25, ())
+    assert (result["steps"].tolist(), result["empty"].shape) == ([21], (0, 3))
+
+
+def test_what_was_in_memory_before_does_not_show() -> None:
+    """A sum's memory is not cleared: its first update is written over whatever was there."""
+    like = layout(example())
+    dirty = WeightedSum(like, memoryview(bytearray(b"\xff" * sum_size(like))))
+    dirty.add(example(), 2)
+    clean = WeightedSum(like, memoryview(bytearray(sum_size(like))))
+    clean.add(example(), 2)
+    assert bytes(dirty.numbers) == bytes(clean.numbers)
+
+
+_VALUES = hnp.arrays(
+    np.float32, st.just((3, 2)), elements=st.floats(-1e6, 1e6, width=32, allow_nan=False, allow_subnormal=False)
+)
+_UPDATES = st.lists(st.tuples(_VALUES, st.integers(1, 10**9), st.integers(-(2**40), 2**40)), min_size=1, max_size=12)
+
+
+@given(_UPDATES, st.integers(1, 4), st.randoms())
+def test_the_hierarchy_is_exact(drawn: list[tuple[Array, int, int]], partials: int, chance: Any) -> None:
+    """FedAvg over selectors' sums is FedAvg over all clients, whatever the order and whoever summed whom."""
+    updates = [({"w": values, "n": np.array([count], np.int64)}, examples) for values, examples, count in drawn]
+    shuffled = updates[:]
+    chance.shuffle(shuffled)
+    weights = [examples for _, examples in updates]
+    values = np.stack([update["w"] for update, _ in updates]).astype(np.float64)
+    expected = np.average(values, axis=0, weights=weights)
+    scale = np.average(np.abs(values), axis=0, weights=weights)  # what cancels out cannot be told from nothing
+    for result in (fedavg(updates), fedavg(shuffled, partials=partials)):
+        assert (np.abs(result["w"] - expected) <= 1e-6 * scale).all()
+        assert result["n"][0] == max(count for _, _, count in drawn)
+
+
+@given(st.lists(st.sampled_from([1e300, -1e300, 3e38, 1e-300]), min_size=1, max_size=5))
+def test_large_numbers_are_refused_before_they_overflow(values: list[float]) -> None:
+    """What is accepted is still finite after 10⁵ clients with 10⁹ examples each."""
+    tensors = {"w": np.array(values)}
+    if not_finite(tensors) is None:
+        with np.errstate(over="raise"):
+            assert np.isfinite(np.abs(tensors["w"]).max() * 1e9 * 1e5)
+    else:
+        assert max(abs(value) for value in values) == 1e300
+
+
+@pytest.mark.parametrize("spoil", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("place", [0, 40_000, 99_999])
+def test_one_wrong_number_is_found_anywhere(spoil: float, dtype: Any, place: int) -> None:
+    """Also past the first piece that is looked at."""
+    values = np.zeros(100_000, dtype)
+    assert not_finite({"fine": np.ones(3), "w": values}) is None
+    values[place] = spoil
+    assert not_finite({"fine": np.ones(3), "w": values}) == "w"
+
+
+def test_a_checked_update_shares_the_bodys_memory() -> None:
+    """It is not copied, and its tensors may come in another order than the model's."""
+    like = layout(example())
+    same = bytearray(safetensors.numpy.save(example()))
+    views = checked(like, memoryview(same))
+    assert views["single"].tolist() == [[1, 2], [3, 4]]
+    single = next(tensor for tensor in like.tensors if tensor.name == "single")
+    same[len(like.header) + single.start : len(like.header) + single.start + 4] = np.float32(9).tobytes()
+    assert views["single"].tolist() == [[9, 2], [3, 4]]
+    other = safetensors.numpy.save(example(), metadata={"by": "another writer"})
+    assert checked(like, memoryview(other))["steps"].tolist() == [7]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"single": np.zeros((4, 1), np.float32)}, "update_mismatch"),
+        ({"single": np.zeros((2, 2), np.float64)}, "update_mismatch"),
+        ({"more": np.zeros(1)}, "update_mismatch"),
+        ({"double": np.array([np.nan, 1.0])}, "update_not_finite"),
+        ({"double": np.array([1e300, 1.0])}, "update_not_finite"),
+    ],
+)
+def test_an_update_that_differs_is_refused(changes: Weights, code: str) -> None:
+    """By name, with the tensor."""
+    with pytest.raises(FedotaError) as raised:
+        checked(layout(example()), memoryview(safetensors.numpy.save({**example(), **changes})))
+    assert raised.value.problem.code == code
+    assert next(iter(changes)) in raised.value.problem.detail
+
+
+def test_strategies_are_chosen_by_name() -> None:
+    """An unknown one is an error before anything is trained."""
+    assert "fedavg" in STRATEGIES
+    with pytest.raises(ValueError, match="there is no strategy 'magic'; there are: fedavg"):
+        choose_strategy("magic", {})
+    with pytest.raises(ValueError, match="fedavg takes no parameters, but was given beta"):
+        choose_strategy("fedavg", {"beta": 1.0})
+
+
+def test_metrics_are_averaged_over_those_who_sent_them() -> None:
+    """By examples."""
+    assert mean_metrics([(1, {"a": 1.0}), (3, {"a": 5.0, "b": 2.0}), (10, {})]) == {"a": 4.0, "b": 2.0}
+    assert mean_metrics([]) == {}
+    assert mean_metrics([(1, {"a": 1e308}), (9, {"a": 1e308})]) == {}, "what overflows is left out"

@@ -1,0 +1,83 @@
+"""safetensors, read in place."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedota.errors import FedotaError
+from fedota.runtime.tensors import DTYPES, described, layout_of, mismatch, read_layout
+
+MODEL = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array([1, 2], np.int32)}
+
+
+def test_a_layout_from_a_file_and_from_memory() -> None:
+    """Both tell the same, and views show what was stored."""
+    body = safetensors.numpy.save(MODEL)
+    layout = layout_of(memoryview(body))
+    assert layout.size == len(body)
+    views = layout.views(memoryview(body))
+    assert {name: values.tolist() for name, values in views.items()} == {n: v.tolist() for n, v in MODEL.items()}
+
+
+def test_a_file(tmp_path: Path) -> None:
+    """As the coordinator reads it."""
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file(MODEL, path)
+    assert read_layout(path) == layout_of(memoryview(path.read_bytes()))
+
+
+@pytest.mark.parametrize("dtype", list(DTYPES.values()))
+def test_every_type_that_is_known(dtype: np.dtype[np.generic]) -> None:
+    """Comes out as it went in."""
+    body = safetensors.numpy.save({"x": np.array([[1], [2]]).astype(dtype)})
+    layout = layout_of(memoryview(body))
+    assert layout.tensors[0].dtype == dtype and layout.tensors[0].elements == 2
+    assert layout.views(memoryview(body))["x"].tolist() == [[1], [2]]
+
+
+def test_what_has_no_sum_is_refused() -> None:
+    """Such as bfloat16, with the types that can be used."""
+    header = b'{"x":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}'
+    body = len(header).to_bytes(8, "little") + header + bytes(4)
+    with pytest.raises(FedotaError, match=r"'x' has the dtype BF16, which cannot be aggregated\. Use one of F64"):
+        layout_of(memoryview(body))
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_break_it(body: bytes) -> None:
+    """Whatever comes is a layout or `update_malformed`."""
+    try:
+        layout_of(memoryview(body))
+    except FedotaError as error:
+        assert error.problem.code in ("update_malformed", "update_mismatch")
+
+
+@given(st.integers(0, 199), st.integers(0, 255))
+def test_no_flipped_byte_breaks_it(place: int, value: int) -> None:
+    """A header that was tampered with is read as what it says, or refused."""
+    body = bytearray(safetensors.numpy.save(MODEL))
+    body[place % len(body)] = value
+    try:
+        layout = layout_of(memoryview(body))
+    except FedotaError as error:
+        assert error.problem.code in ("update_malformed", "update_mismatch")
+    else:
+        assert layout.size == len(body)
+        layout.views(memoryview(body))
+
+
+def test_mismatches_are_told_in_words() -> None:
+    """The first one, and which tensor it is."""
+    layout = layout_of(memoryview(safetensors.numpy.save(MODEL)))
+    found = {tensor.name: (tensor.dtype, tensor.shape) for tensor in layout.tensors}
+    assert mismatch(layout, found) is None
+    assert mismatch(layout, {**found, "w": (np.dtype("<f8"), (2, 3))}) == (
+        "the tensor 'w' is float64[2, 3], but the model's is float32[2, 3]"
+    )
+    assert mismatch(layout, {"w": found["w"]}) == "the tensor 'n' is missing"
+    assert mismatch(layout, {**found, "x": found["w"]}) == "the model has no tensor 'x'"
+    assert described(np.dtype("<f2"), ()) == "float16[]"
