@@ -30,6 +30,7 @@ class Service:
     def __init__(self, name: str) -> None:
         self.name = name
         self.registry = prometheus_client.CollectorRegistry()
+        self.broken = asyncio.Event()
         self._checks: dict[str, Check] = {}
 
     def add_check(self, name: str, check: Check) -> None:
@@ -45,8 +46,11 @@ class Service:
         return prometheus_client.Counter(f"fedota_{name}", help_, labels, registry=self.registry)
 
     @asynccontextmanager
-    async def running(self, name: str, work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-        """Run `work` beside the service. It must not end: when it does, the service is not ready any more."""
+    async def running(self, name: str, work: Coroutine[Any, Any, None], *, vital: bool = False) -> AsyncIterator[None]:
+        """Run `work` beside the service. It must not end: when it does, the service is not ready any more.
+
+        When `vital` work fails the process ends, for whoever launched it to start it again.
+        """
         task = asyncio.create_task(work, name=name)
 
         async def check() -> None:
@@ -56,6 +60,8 @@ class Service:
         def report(done: asyncio.Task[None]) -> None:
             if not done.cancelled() and (error := done.exception()):
                 _log.critical("background work failed", work=name, exc_info=error)
+                if vital:
+                    self.broken.set()
 
         task.add_done_callback(report)
         self.add_check(name, check)
@@ -159,12 +165,25 @@ async def _serve(
         asyncio.get_running_loop().add_signal_handler(number, end)
     if follow_parent:
         _at_end_of_input(end)
-    async with serving(create_app(), host, port, **server) as url:
+    app = create_app()
+    async with serving(app, host, port, **server) as url:
         starting = None
         _announce(directory, url)
         _log.info("ready", url=url)
-        await stop.wait()
+        await _first(stop, app[SERVICE].broken)
         _log.info("stopping")
+    if not stop.is_set():
+        raise RuntimeError("work that this process cannot do without has failed")
+
+
+async def _first(*events: asyncio.Event) -> None:
+    """Return when one of them is set."""
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
 
 
 def _at_end_of_input(stop: Callable[[], None]) -> None:

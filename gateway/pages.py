@@ -46,7 +46,13 @@ def load_templates(uploads: bool) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"moment": _moment, "share": _share, "short": _short, "points": _points}
+    environment.filters |= {
+        "moment": _moment,
+        "share": _share,
+        "short": _short,
+        "points": _points,
+        "progress": progress,
+    }
     environment.globals |= {"event_types": " ".join(CATALOGUE), "uploads": uploads}
     return environment
 

@@ -17,7 +17,11 @@ _PROBLEMS: Final = """
 select p.*,
     exists (select from files f where f.problem_id = p.problem_id and f.role = 'model') as has_model,
     (select count(*) from participations a where a.problem_id = p.problem_id and a.state = 'approved') as approved,
-    (select count(*) from participations a where a.problem_id = p.problem_id and a.state = 'requested') as requested
+    (select count(*) from participations a where a.problem_id = p.problem_id and a.state = 'requested') as requested,
+    (select i.state from infrastructure i where i.problem_id = p.problem_id and i.run = p.run and i.component = '')
+        as whole,
+    exists (select from infrastructure i where i.problem_id = p.problem_id and i.run = p.run and i.component <> ''
+        and i.state = 'degraded') as down
 from problems p
 """
 _ROUND: Final = """
@@ -186,6 +190,7 @@ def _problem(record: asyncpg.Record) -> Row:
     if row.pop("has_model") and row["state"] == "draft":
         row["state"] = "ready"
     row["participations"] = {"approved": row.pop("approved"), "requested": row.pop("requested")}
+    row["infrastructure"] = {"state": _infrastructure_state(row["run"], row.pop("whole"), row.pop("down"))}
     return row
 
 
@@ -194,12 +199,16 @@ def _component(row: Row) -> Row:
 
 
 def _infrastructure(run: int, whole: Row | None, components: list[Row]) -> Row:
-    if whole is None:
-        return {"run": run, "state": "starting" if run else "none", "components": components}
     down = any(component["state"] == "degraded" for component in components)
-    state = "degraded" if whole["state"] == "running" and down else whole["state"]
-    del whole["component"]
-    return {**whole, "state": state, "components": components}
+    state = _infrastructure_state(run, whole["state"] if whole else None, down)
+    told = {name: value for name, value in (whole or {"run": run}).items() if name != "component"}
+    return {**told, "state": state, "components": components}
+
+
+def _infrastructure_state(run: int, whole: str | None, down: bool) -> str:
+    if whole is None:
+        return "starting" if run else "none"
+    return "degraded" if whole == "running" and down else whole
 
 
 def without_logs(infrastructure: Row) -> Row:

@@ -10,7 +10,8 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
 
     `https` says that people reach the gateway by HTTPS: the session cookie is then sent over nothing else.
     `s3_public_url` is where the object store's presigned links lead: pages may send files there, and where it is not
-    given they leave uploads to scripts. `heartbeat` is the number of seconds between signs of life on a quiet event stream.
+    given they leave uploads to scripts.
+    `heartbeat` is the number of seconds between signs of life on a quiet event stream.
     """
 
     tokens_file: Path

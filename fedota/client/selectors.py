@@ -20,7 +20,7 @@ from fedota.runtime.protocol import CHECK_IN, CLIENT, EXAMPLES, METRICS, MODELS,
 from fedota.runtime.tensors import room
 
 _POLL: Final = aiohttp.ClientTimeout(total=90, sock_connect=10)
-_FETCH: Final = aiohttp.ClientTimeout(total=None, sock_connect=10)
+_FETCH: Final = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
 _LATE: Final = 60.0  # seconds past a round's end that an answer to an update is still awaited
 _FIRST_DELAY: Final = 0.2
 _LONGEST_DELAY: Final = 15.0
@@ -39,7 +39,7 @@ class Selectors:
         self._urls = random.sample(kit.selectors, len(kit.selectors))  # spread: not everybody asks the first
         self._headers = {"Authorization": f"Bearer {kit.token}", CLIENT: secrets.token_hex(8)}
         self._patience = patience
-        self._answered = monotonic()
+        self._silent_since: float | None = None
         self._delay = 0.0
 
     @classmethod
@@ -103,13 +103,16 @@ class Selectors:
                 if reply.status >= 300 and reply.content_type != "application/problem+json":
                     raise NoAnswerError(f"{url} answered with {reply.status}")  # something else stands there
                 yield reply
-                self._answered, self._delay = monotonic(), 0.0
+            self._answered()
         except (aiohttp.ClientError, TimeoutError, ConnectionError, NoAnswerError) as error:
             self._next(str(error) or type(error).__name__)
             raise NoAnswerError(str(error) or type(error).__name__) from None
         except FedotaError:
-            self._answered, self._delay = monotonic(), 0.0
+            self._answered()
             raise
+
+    def _answered(self) -> None:
+        self._silent_since, self._delay = None, 0.0
 
     async def _back_off(self) -> None:
         if self._delay:
@@ -117,7 +120,9 @@ class Selectors:
 
     def _next(self, why: str) -> None:
         """Turn to the next selector; the wait grows with each round in which none answers."""
-        silent = monotonic() - self._answered
+        # Counted from the first request that failed: while a client trains for hours, nobody is silent.
+        self._silent_since = self._silent_since or monotonic()
+        silent = monotonic() - self._silent_since
         if silent > self._patience:
             tried = ", ".join(self._urls)
             raise ClientError(

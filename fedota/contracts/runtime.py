@@ -85,9 +85,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reported(msgspec.Struct, frozen=True, kw_only=True):
-    """The report was recorded at `position` of the log."""
+    """The report was recorded at `position` of the log. Nothing more counts of organizations that are `revoked`."""
 
     position: int
+    revoked: list[str] = []
 
 
 class ResumeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,7 +100,8 @@ class ResumeRequest(msgspec.Struct, frozen=True, kw_only=True):
 class Resume(msgspec.Struct, frozen=True, kw_only=True):
     """Where a coordinator goes on: after report number `report`, with `attempt` of `round`, from `checkpoint`.
 
-    `checkpoint` is None before the first completed round. `finished` when no round is left to run.
+    `checkpoint` is None before the first completed round. `finished` when no round is left to run. Nothing counts of
+    organizations that are `revoked`.
     """
 
     report: int = 0
@@ -107,3 +109,4 @@ class Resume(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int = 1
     checkpoint: Checkpoint | None = None
     finished: bool = False
+    revoked: list[str] = []

@@ -195,17 +195,17 @@ class Projector:
 
     async def _commit(self, events: list[Event], park: str | None = None) -> None:
         async with self._pool.acquire() as connection, connection.transaction():
-            state = await connection.fetchrow(_LOCK)
-            at = state["position"]
+            [(at, parked, _)] = await connection.fetch(_LOCK)
             for event in events:
                 if event.position <= at:
                     continue
-                if park or event.subject in state["parked"]:
+                if park or event.subject in parked:
                     await _park(connection, event, park or "an earlier event of its stream is parked")
                 else:
                     await self._handle(connection, event)
-            await connection.execute("update checkpoint set position = $1", max(at, events[-1].position))
-        await self._move(events[-1].position)
+            position = max(at, events[-1].position)
+            await connection.execute("update checkpoint set position = $1", position)
+        await self._move(position)
 
     async def _handle(self, connection: Connection, event: Event, *, reacting: bool = True) -> None:
         if handler := self._projection.rows.get(type(event.data)):

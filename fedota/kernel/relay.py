@@ -1,8 +1,8 @@
 """The relay copies the log into JetStream so that the stream's sequence is the log's position, always.
 
 It keeps no cursor of its own: the stream's last sequence is the cursor, and `Nats-Expected-Last-Sequence` on each
-message or atomic batch makes the server refuse whatever does not fit. Two relays at once, a kill in the middle or a wiped stream
-cannot lose, repeat or reorder an event; on any doubt the relay asks the stream again where it stands.
+message or atomic batch makes the server refuse whatever does not fit. Two relays at once, a kill in the middle or a
+wiped stream cannot lose, repeat or reorder an event; on any doubt the relay asks the stream again where it stands.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from fedota.kernel.service import Service, main, scaffold
 from fedota.kernel.settings import ProcessSettings
 
 _BATCH: Final = 1000  # the server's limit of an atomic batch
-_FEW: Final = 16  # events that are confirmed sooner one behind the other: an atomic batch costs several fsyncs
+_FEW: Final = 8  # events that are confirmed sooner one behind the other: an atomic batch costs several fsyncs
 _BATCH_BYTES: Final = 4 * 1024 * 1024
 _CONFIRM: Final = 3.0  # seconds that a batch may take; later its fate is read from the stream
 _IDLE: Final = 1.0  # seconds between looks at the stream while nothing is appended

@@ -178,13 +178,16 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     """What a selector should be doing now; not what changed, so that any of them may be missed.
 
     Without `work` a selector drops what it holds, unless the coordinator is `settling`: it has been restarted and does
-    not know yet. `model` is what the next work will need.
+    not know yet. `model` is what the next work will need. A `life` that is `lost` was taken for dead: nothing that it
+    holds counts any more, so its selector begins another one.
     """
 
+    life: str
     model: ModelRef
     config: dict[str, Any]
     work: Work | None = None
     settling: bool = False
+    lost: bool = False
     last: Concluded | None = None
     finished: str | None = None
 

@@ -9,7 +9,8 @@ export function draw(figure) {
   const values = points.map(([, value]) => value);
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const x = (round) => LEFT + ((round - first) / (final - first || 1)) * (WIDTH - LEFT - RIGHT);
-  const y = (value) => HEIGHT - BOTTOM - ((value - low) / (high - low || 1)) * (HEIGHT - TOP - BOTTOM);
+  const part = (value) => (high > low ? (value - low) / (high - low) : 0.5);
+  const y = (value) => HEIGHT - BOTTOM - part(value) * (HEIGHT - TOP - BOTTOM);
   const svg = element("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" });
   svg.append(named(`${figure.dataset.name} from round ${first} to ${final}: ${show(values[0])} to ${show(values.at(-1))}`));
   for (const value of new Set([low, high])) {

@@ -105,6 +105,7 @@ function replace(part) {
   old.replaceWith(part);
   part.querySelectorAll("pre, .scroll, .feed").forEach((box, index) => {
     if (scrolled[index]) [box.scrollLeft, box.scrollTop] = scrolled[index];
+    else if (box.matches("pre")) box.scrollTop = box.scrollHeight; // the end of a log says why
   });
   if (focused >= 0) part.querySelectorAll("a, button, input, summary, [tabindex]")[focused]?.focus();
 }

@@ -20,5 +20,6 @@ document.addEventListener("submit", async (event) => {
 });
 
 dress(document);
+for (const log of document.querySelectorAll("pre")) log.scrollTop = log.scrollHeight; // the end of a log says why
 const live = document.querySelector("[data-live]");
 if (live) follow(live, dress);

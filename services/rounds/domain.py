@@ -8,7 +8,7 @@ stands for all before it.
 import math
 import re
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Final
 from uuid import UUID
 
 import msgspec
@@ -26,8 +26,6 @@ from fedota.events.problems import (
 )
 from fedota.events.rounds import Checkpoint, RoundUpdated, Stage
 
-Membership = Literal["approved", "leaving", "revoked"]
-
 REPORT_BYTES: Final = 512 * 1024  # an event that NATS cannot carry would hold up all that come after it
 _NEXT: Final[dict[Stage, tuple[Stage, ...]]] = {
     "selection": ("selection", "configuration", "abandoned"),
@@ -37,14 +35,6 @@ _NEXT: Final[dict[Stage, tuple[Stage, ...]]] = {
 _COUNTS: Final = {"waiting": 2**31 - 1, "selected": 2**31 - 1, "reported": 2**31 - 1, "examples": 2**53}  # at most
 _BELOW: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-
-
-class Attempt(msgspec.Struct, frozen=True):
-    """One try of one round of one run."""
-
-    run: int
-    round: int
-    attempt: int
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,13 +50,16 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 class State(msgspec.Struct, frozen=True, kw_only=True):
     """A problem as the log tells it up to some position.
 
-    `members` are the organizations that ever were approved. One that is revoked is `leaving` until the attempt that was
-    under way has ended: its update may be in a selector's sum, and no sum can be taken apart again.
+    `members` are the organizations that ever were approved, each with whether it is now.
     """
 
     run: Run | None = None
-    attempt: Attempt | None = None
-    members: dict[str, Membership] = {}
+    members: dict[str, bool] = {}
+
+    @property
+    def revoked(self) -> list[str]:
+        """The organizations that take part no more."""
+        return sorted(name for name, approved in self.members.items() if not approved)
 
 
 def evolve(state: State, event: Event) -> State:
@@ -80,11 +73,9 @@ def evolve(state: State, event: Event) -> State:
         case ProblemCompleted(run=number):
             return _over(state, number, "the training is completed")
         case ParticipationApproved(organization=organization):
-            return msgspec.structs.replace(state, members={**state.members, organization: "approved"})
+            return msgspec.structs.replace(state, members={**state.members, organization: True})
         case ParticipationRevoked(organization=organization):
-            return msgspec.structs.replace(state, members={**state.members, organization: "leaving"})
-        case RoundUpdated() as update if state.attempt != attempt_of(update):
-            return _begun(state, attempt_of(update))
+            return msgspec.structs.replace(state, members={**state.members, organization: False})
     return state
 
 
@@ -92,18 +83,6 @@ def _over(state: State, number: int, reason: str) -> State:
     if state.run is None or state.run.number != number:
         return state
     return msgspec.structs.replace(state, run=msgspec.structs.replace(state.run, over=reason))
-
-
-def _begun(state: State, attempt: Attempt) -> State:
-    members: dict[str, Membership] = {
-        name: "revoked" if membership == "leaving" else membership for name, membership in state.members.items()
-    }
-    return msgspec.structs.replace(state, attempt=attempt, members=members)
-
-
-def attempt_of(update: RoundUpdated) -> Attempt:
-    """The attempt that a report is about."""
-    return Attempt(update.run, update.round, update.attempt)
 
 
 def current_run(state: State, number: int) -> Run:
@@ -120,7 +99,7 @@ def current_run(state: State, number: int) -> Run:
 def decide(state: State, last: RoundUpdated | None, update: RoundUpdated) -> Sequence[RoundUpdated]:
     """The report, when it follows from what was recorded; `last` is the newest report of the problem, of any run.
 
-    Raises `report_refused`, saying what was expected, and `unavailable` when `state` is too old to tell.
+    Raises `report_refused`, saying what was expected.
     """
     plan = current_run(state, update.run).plan
     if last is not None and last.run > update.run:  # `state` is behind, the stream is not
@@ -227,22 +206,13 @@ def _checkpoint_fault(problem_id: str, checkpoint: Checkpoint | None) -> str | N
 
 
 def _require_members(state: State, update: RoundUpdated) -> None:
-    """Raise unless all participants may be in the result.
+    """Raise unless all participants had a participation.
 
-    An attempt that does not complete releases nothing, and whoever was revoked may be named in it: a coordinator must
-    be able to abandon what it may not complete.
+    One that was revoked since may be named: its update may be in a sum already, and no sum can be taken apart again.
+    The coordinator hears of it with the answer, and takes nothing more from it.
     """
-    if update.stage != "completed":
-        allowed: tuple[Membership, ...] = ("approved", "leaving", "revoked")
-    elif state.attempt == attempt_of(update):
-        allowed = ("approved", "leaving")
-    else:  # whether who is leaving was revoked before this attempt began is not known yet
-        raise FedotaError("unavailable", "The read model is behind the reports. Report again.", retry_after=1)
-    if strangers := [name for name in update.participants if state.members.get(name) not in allowed]:
-        raise _refused(
-            f"Report {update.report}: {', '.join(strangers)} had no approved participation when attempt "
-            f"{update.attempt} of round {update.round} began. Abandon the attempt."
-        )
+    if strangers := [name for name in update.participants if name not in state.members]:
+        raise _refused(f"Report {update.report}: {', '.join(strangers)} had no approved participation.")
 
 
 def resume(state: State, run: int, history: Sequence[RoundUpdated]) -> Resume:
@@ -255,7 +225,7 @@ def resume(state: State, run: int, history: Sequence[RoundUpdated]) -> Resume:
         raise _refused(f"Run {run} of this problem was never started.")
     over = run < state.run.number or state.run.over is not None
     if not history:
-        return Resume(finished=over)
+        return Resume(finished=over, revoked=state.revoked)
     last = history[0]
     round_, attempt, _ = _expected(last)
     return Resume(
@@ -264,6 +234,7 @@ def resume(state: State, run: int, history: Sequence[RoundUpdated]) -> Resume:
         attempt=attempt,
         checkpoint=next((update.checkpoint for update in history if update.checkpoint), None),
         finished=over or last.final,
+        revoked=state.revoked,
     )
 
 

@@ -47,7 +47,8 @@ class Handlers:
             raise FedotaError("report_refused", f"The report is about another problem, not about {problem_id}.")
         with log_needed(), _reworded(update):
             appended = await self._record(update)
-        return to_json(Reported(position=appended.position))
+            revoked = (await load(self._pool, problem_id)).revoked
+        return to_json(Reported(position=appended.position, revoked=revoked))
 
     async def resume(self, subject: str, body: bytes) -> bytes:
         """Where the coordinator of a run goes on, from all that is in the log now."""

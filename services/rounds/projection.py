@@ -12,7 +12,6 @@ from fedota.events.problems import (
     ProblemStarted,
     ProblemStopped,
 )
-from fedota.events.rounds import RoundUpdated
 from fedota.kernel.database import Connection, Pool
 from fedota.kernel.projection import Projection
 from services.rounds.domain import State, evolve
@@ -29,7 +28,6 @@ _KINDS: Final[tuple[type[EventData], ...]] = (
     ProblemCompleted,
     ParticipationApproved,
     ParticipationRevoked,
-    RoundUpdated,
 )
 _decode: Final = msgspec.json.Decoder(State).decode
 
@@ -41,14 +39,12 @@ async def load(database: Pool | Connection, problem_id: str) -> State:
 
 
 async def _evolve(connection: Connection, event: Event, _: Any) -> None:
-    before = await load(connection, event.problem_id)
-    state = evolve(before, event)
-    if state is not before:  # most reports change nothing here
-        await connection.execute(
-            "insert into problems values ($1, $2) on conflict (problem_id) do update set state = excluded.state",
-            event.problem_id,
-            to_json(state).decode(),
-        )
+    state = evolve(await load(connection, event.problem_id), event)
+    await connection.execute(
+        "insert into problems values ($1, $2) on conflict (problem_id) do update set state = excluded.state",
+        event.problem_id,
+        to_json(state).decode(),
+    )
 
 
 PROJECTION: Final = Projection(tables=_TABLES, names=("problems",), rows=dict.fromkeys(_KINDS, _evolve))

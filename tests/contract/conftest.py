@@ -12,6 +12,13 @@ from tests.support.services import OWNERS, forget_stream
 
 
 @pytest.fixture
+async def bare(servers: RunningServers) -> Ground:
+    """NATS alone, without a stream."""
+    await forget_stream(servers.nats_url, servers.nats_keys["anything"])
+    return Ground(servers, "")
+
+
+@pytest.fixture
 async def ground(servers: RunningServers, database_url: str) -> AsyncIterator[Ground]:
     """An empty log and no stream."""
     await migrate(database_url, dict.fromkeys(PROCESSES, PASSWORD))

@@ -47,19 +47,20 @@ async def filled(ground: Ground) -> Ground:
     return ground
 
 
-@pytest.mark.parametrize("statement", STATEMENTS)
-async def test_nobody_changes_what_was_recorded(filled: Ground, statement: str) -> None:
+async def test_nobody_changes_what_was_recorded(filled: Ground) -> None:
     """Not a superuser, not the owner, not with triggers switched off for the session, not any process."""
     async with filled.superuser() as connection:
         before = await connection.fetch("select * from fedota.events order by position")
         for preparation in ("select 1", "set session_replication_role = replica", f"set role {OWNER}"):
             await connection.execute(preparation)
-            await is_refused(connection, statement)
+            for statement in STATEMENTS:
+                await is_refused(connection, statement)
         await connection.execute("reset role; reset session_replication_role")
         assert await connection.fetch("select * from fedota.events order by position") == before
     for process in PROCESSES:
         async with filled.as_role(process) as connection:
-            await is_refused(connection, statement)
+            for statement in STATEMENTS:
+                await is_refused(connection, statement)
 
 
 @pytest.mark.parametrize("process", PROCESSES)

@@ -22,9 +22,9 @@ NAMES = {"name": "n", "description": "d", "data_format": "f", "client_image": "i
 
 
 @pytest.fixture
-async def gateway(ground: Ground) -> AsyncIterator[Bus]:
+async def gateway(bare: Ground) -> AsyncIterator[Bus]:
     """Who sends commands."""
-    async with ground.bus("gateway") as bus:
+    async with bare.bus("gateway") as bus:
         yield bus
 
 
@@ -35,7 +35,7 @@ async def refused(bus: Bus, command: Command, **more: Any) -> Problem:
     return caught.value.problem
 
 
-async def test_a_command_and_its_answer(ground: Ground, gateway: Bus) -> None:
+async def test_a_command_and_its_answer(bare: Ground, gateway: Bus) -> None:
     """Nothing of either is lost on the way."""
     seen: list[tuple[Request, Command]] = []
 
@@ -44,7 +44,7 @@ async def test_a_command_and_its_answer(ground: Ground, gateway: Bus) -> None:
         return Reply(position=7, result={"a": [1, "ä"]})
 
     command = CreateProblem(problem_id=new_id(), plan=Plan(rounds=1, goal_count=1), **NAMES)
-    async with ground.bus("problems") as problems:
+    async with bare.bus("problems") as problems:
         await problems.answer_commands({CreateProblem: handle})
         reply = await gateway.command(command, actor="setter", key="k", timeout=5)
     assert reply == Reply(position=7, result={"a": [1, "ä"]})
@@ -54,7 +54,7 @@ async def test_a_command_and_its_answer(ground: Ground, gateway: Bus) -> None:
     assert request.correlation.version == 7
 
 
-async def test_commands_do_not_wait_for_each_other(ground: Ground, gateway: Bus) -> None:
+async def test_commands_do_not_wait_for_each_other(bare: Ground, gateway: Bus) -> None:
     """A slow one holds up nobody, of the same kind neither; too many at once are asked to come back."""
     gate, waiting = asyncio.Event(), 0
 
@@ -65,7 +65,7 @@ async def test_commands_do_not_wait_for_each_other(ground: Ground, gateway: Bus)
             await gate.wait()
         return Reply()
 
-    async with ground.bus("problems") as problems:
+    async with bare.bus("problems") as problems:
         await problems.answer_commands({StartProblem: handle, RequestParticipation: handle})
         slow = [asyncio.create_task(gateway.command(StartProblem(problem_id=new_id()), actor="a")) for _ in range(255)]
         await until(lambda: _is(lambda: waiting == 255))
@@ -90,14 +90,14 @@ async def test_nobody_answers(gateway: Bus) -> None:
     assert time.monotonic() - begun < 2
 
 
-async def test_an_answer_that_does_not_come(ground: Ground, gateway: Bus) -> None:
+async def test_an_answer_that_does_not_come(bare: Ground, gateway: Bus) -> None:
     """The outcome is unknown: the caller is told to ask again with the same key."""
 
     async def never(_: Request, __: Command) -> Reply:
         await asyncio.Event().wait()
         raise AssertionError
 
-    async with ground.bus("problems") as problems:
+    async with bare.bus("problems") as problems:
         await problems.answer_commands({StartProblem: never})
         problem = await refused(gateway, StartProblem(problem_id=new_id()), timeout=0.2)
         assert (problem.code, problem.status) == ("timeout", 504) and "same Idempotency-Key" in problem.detail
@@ -105,7 +105,7 @@ async def test_an_answer_that_does_not_come(ground: Ground, gateway: Bus) -> Non
             task.cancel()
 
 
-async def test_a_command_whose_caller_has_gone_is_not_begun(ground: Ground, gateway: Bus) -> None:
+async def test_a_command_whose_caller_has_gone_is_not_begun(bare: Ground, gateway: Bus) -> None:
     """Its deadline has passed: nobody would hear the answer."""
     begun: list[Command] = []
 
@@ -115,7 +115,7 @@ async def test_a_command_whose_caller_has_gone_is_not_begun(ground: Ground, gate
 
     body = to_json(StartProblem(problem_id=new_id()))
     request = Request(actor="a", key="k", correlation=uuid7(), deadline=time.time() - 0.001, command=msgspec.Raw(body))
-    async with ground.bus("problems") as problems:
+    async with bare.bus("problems") as problems:
         await problems.answer_commands({StartProblem: handle})
         subject = subjects.command("problems", "StartProblem")
         late = await gateway.client.request(subject, to_json(request), timeout=5)
@@ -125,7 +125,7 @@ async def test_a_command_whose_caller_has_gone_is_not_begun(ground: Ground, gate
         assert len(begun) == 1
 
 
-async def test_an_unforeseen_error_keeps_its_text_to_itself(ground: Ground, gateway: Bus) -> None:
+async def test_an_unforeseen_error_keeps_its_text_to_itself(bare: Ground, gateway: Bus) -> None:
     """The caller hears that something went wrong, and nothing of what it was; the service goes on."""
     answers: list[Exception | Reply] = [RuntimeError("hunter2"), ExceptionGroup("hunter2", [ValueError("x")]), Reply()]
 
@@ -135,7 +135,7 @@ async def test_an_unforeseen_error_keeps_its_text_to_itself(ground: Ground, gate
             raise answer
         return answer
 
-    async with ground.bus("problems") as problems:
+    async with bare.bus("problems") as problems:
         await problems.answer_commands({StartProblem: handle})
         for _ in range(2):
             problem = await refused(gateway, StartProblem(problem_id=new_id()))
@@ -144,14 +144,14 @@ async def test_an_unforeseen_error_keeps_its_text_to_itself(ground: Ground, gate
         assert await gateway.command(StartProblem(problem_id=new_id()), actor="a") == Reply()
 
 
-async def test_a_foreseen_error_arrives_whole(ground: Ground, gateway: Bus) -> None:
+async def test_a_foreseen_error_arrives_whole(bare: Ground, gateway: Bus) -> None:
     """Code, words, fields and when to come back."""
     error = FedotaError("problem_state", "It runs already.", fields={"a.b": "c"}, retry_after=9)
 
     async def handle(_: Request, __: Command) -> Reply:
         raise error
 
-    async with ground.bus("problems") as problems:
+    async with bare.bus("problems") as problems:
         await problems.answer_commands({StartProblem: handle})
         assert await refused(gateway, StartProblem(problem_id=new_id())) == error.problem
 
@@ -166,9 +166,7 @@ async def test_a_foreseen_error_arrives_whole(ground: Ground, gateway: Bus) -> N
         ({"surprise": 1}, "surprise"),
     ],
 )
-async def test_a_field_that_is_wrong_is_named(
-    ground: Ground, gateway: Bus, changed: dict[str, Any], field: str
-) -> None:
+async def test_a_field_that_is_wrong_is_named(bare: Ground, gateway: Bus, changed: dict[str, Any], field: str) -> None:
     """By its dotted path; the handler never sees the command."""
 
     async def handle(_: Request, __: Command) -> Reply:
@@ -182,7 +180,7 @@ async def test_a_field_that_is_wrong_is_named(
         deadline=time.time() + 5,
         command=msgspec.Raw(to_json({**good, **changed})),
     )
-    async with ground.bus("problems") as problems:
+    async with bare.bus("problems") as problems:
         await problems.answer_commands({CreateProblem: handle})
         answer = await gateway.client.request(
             subjects.command("problems", "CreateProblem"), to_json(request), timeout=5
@@ -192,7 +190,7 @@ async def test_a_field_that_is_wrong_is_named(
     assert field in f"{problem.fields} {problem.detail}" and problem.status == 422
 
 
-async def test_a_bus_that_closes_answers_what_it_has_begun(ground: Ground, gateway: Bus) -> None:
+async def test_a_bus_that_closes_answers_what_it_has_begun(bare: Ground, gateway: Bus) -> None:
     """A stop of the service loses no answer."""
     begun, gate = asyncio.Event(), asyncio.Event()
 
@@ -201,7 +199,7 @@ async def test_a_bus_that_closes_answers_what_it_has_begun(ground: Ground, gatew
         await gate.wait()
         return Reply(position=3)
 
-    async with ground.bus("problems") as problems:
+    async with bare.bus("problems") as problems:
         await problems.answer_commands({StartProblem: handle})
         asked = asyncio.create_task(gateway.command(StartProblem(problem_id=new_id()), actor="a"))
         await begun.wait()
@@ -209,7 +207,7 @@ async def test_a_bus_that_closes_answers_what_it_has_begun(ground: Ground, gatew
     assert await asked == Reply(position=3)
 
 
-async def test_two_of_a_service_share_the_work(ground: Ground, gateway: Bus) -> None:
+async def test_two_of_a_service_share_the_work(bare: Ground, gateway: Bus) -> None:
     """Each command goes to one of them."""
     seen: list[str] = []
 
@@ -220,7 +218,7 @@ async def test_two_of_a_service_share_the_work(ground: Ground, gateway: Bus) -> 
 
         return handle
 
-    async with ground.bus("problems") as one, ground.bus("problems") as other:
+    async with bare.bus("problems") as one, bare.bus("problems") as other:
         await one.answer_commands({StartProblem: handler("one")})
         await other.answer_commands({StartProblem: handler("other")})
         for _ in range(60):

@@ -89,12 +89,12 @@ def _not_theirs(process: str) -> tuple[list[str], list[str]]:
 
 
 @pytest.mark.parametrize("process", PERMISSIONS)
-async def test_a_process_is_refused_what_is_not_its_own(ground: Ground, process: str) -> None:
+async def test_a_process_is_refused_what_is_not_its_own(bare: Ground, process: str) -> None:
     """Everything that another process says or hears, and everything that changes the stream."""
-    async with ground.nats() as witness:
+    async with bare.nats() as witness:
         await ensure_stream(witness.jetstream())
-        keys = ground.servers.nats_keys[process]
-        async with Person.connect(ground.servers.nats_url, keys, f"_INBOX_{process}") as person:
+        keys = bare.servers.nats_keys[process]
+        async with Person.connect(bare.servers.nats_url, keys, f"_INBOX_{process}") as person:
             publish, subscribe = _not_theirs(process)
             assert await person.refused(publish, subscribe) == {*publish, *subscribe}
         assert (await witness.jetstream().stream_info(subjects.STREAM)).state.last_seq == 0
@@ -122,33 +122,33 @@ async def is_let_in(url: str, credentials: Path | None) -> bool:
             transport.close()  # type: ignore[no-untyped-call]
 
 
-async def test_nobody_comes_in_without_credentials(ground: Ground, tmp_path: Path) -> None:
+async def test_nobody_comes_in_without_credentials(bare: Ground, tmp_path: Path) -> None:
     """Nor with those of another operator."""
     stranger, _ = Operator.create()
     keys, _ = stranger.platform_account()
     write_private(tmp_path / "stranger.creds", keys.process_credentials("relay").encode())
-    url = ground.servers.nats_url
+    url = bare.servers.nats_url
     assert not await is_let_in(url, None)
     assert not await is_let_in(url, tmp_path / "stranger.creds")
-    assert await is_let_in(url, ground.servers.nats_keys["relay"])
+    assert await is_let_in(url, bare.servers.nats_keys["relay"])
 
 
 @asynccontextmanager
-async def problem(ground: Ground, problem_id: str, directory: Path) -> AsyncIterator[tuple[Minted, Person]]:
+async def problem(bare: Ground, problem_id: str, directory: Path) -> AsyncIterator[tuple[Minted, Person]]:
     """A problem's account, known to the server, and its coordinator in it."""
-    operator = Operator.read(ground.servers.nats_operator)
-    minted = operator.problem_account(problem_id, platform=ground.servers.platform_account)
-    async with ground.nats("system") as system:
+    operator = Operator.read(bare.servers.nats_operator)
+    minted = operator.problem_account(problem_id, platform=bare.servers.platform_account)
+    async with bare.nats("system") as system:
         await push_account(system, minted.jwt)
         await push_account(system, minted.jwt)  # harmless when repeated
     path = directory / f"{problem_id}.creds"
     write_private(path, minted.credentials.encode())
-    async with Person.connect(ground.servers.nats_url, path, "_INBOX") as person:
+    async with Person.connect(bare.servers.nats_url, path, "_INBOX") as person:
         yield minted, person
 
 
 @asynccontextmanager
-async def storage(ground: Ground) -> AsyncIterator[list[tuple[str, bytes]]]:
+async def storage(bare: Ground) -> AsyncIterator[list[tuple[str, bytes]]]:
     """A storage service that notes what it is asked."""
     asked: list[tuple[str, bytes]] = []
 
@@ -156,19 +156,19 @@ async def storage(ground: Ground) -> AsyncIterator[list[tuple[str, bytes]]]:
         asked.append((subject, body))
         return b"answer"
 
-    async with ground.bus("storage") as bus:
+    async with bare.bus("storage") as bus:
         await bus.answer({subjects.runtime("*", "presign"): answer})
         yield asked
 
 
-async def test_a_coordinator_reaches_its_own_subjects_only(ground: Ground, tmp_path: Path) -> None:
+async def test_a_coordinator_reaches_its_own_subjects_only(bare: Ground, tmp_path: Path) -> None:
     """Its requests are answered; another problem's, events, the stream and the platform's talk are out of reach."""
     mine, other = new_id(), new_id()
     async with (
-        storage(ground) as asked,
-        ground.nats() as witness,
-        problem(ground, mine, tmp_path) as (_, person),
-        problem(ground, other, tmp_path) as (_, another),
+        storage(bare) as asked,
+        bare.nats() as witness,
+        problem(bare, mine, tmp_path) as (_, person),
+        problem(bare, other, tmp_path) as (_, another),
     ):
         await ensure_stream(witness.jetstream())
         subject = subjects.runtime(mine, "presign")
@@ -188,10 +188,10 @@ async def test_a_coordinator_reaches_its_own_subjects_only(ground: Ground, tmp_p
         assert (await another.client.request(subjects.runtime(other, "presign"), b"", timeout=5)).data == b"answer"
 
 
-async def test_a_reply_subject_is_no_way_into_the_stream(ground: Ground, tmp_path: Path) -> None:
+async def test_a_reply_subject_is_no_way_into_the_stream(bare: Ground, tmp_path: Path) -> None:
     """A request whose answer is to go where events go: it stays within the problem's own account."""
     mine = new_id()
-    async with storage(ground) as asked, ground.nats() as witness, problem(ground, mine, tmp_path) as (_, person):
+    async with storage(bare) as asked, bare.nats() as witness, problem(bare, mine, tmp_path) as (_, person):
         await ensure_stream(witness.jetstream())
         heard = await witness.subscribe(">")
         await arrived(witness)
@@ -209,21 +209,21 @@ async def _are(asked: list[tuple[str, bytes]], count: int) -> bool:
     return len(asked) == count
 
 
-async def test_a_deleted_account_is_dead(ground: Ground, tmp_path: Path) -> None:
+async def test_a_deleted_account_is_dead(bare: Ground, tmp_path: Path) -> None:
     """Its connections are cut at once and its credentials open nothing any more; the others stay."""
     mine, other = new_id(), new_id()
-    operator = Operator.read(ground.servers.nats_operator)
+    operator = Operator.read(bare.servers.nats_operator)
     async with (
-        storage(ground),
-        problem(ground, mine, tmp_path) as (minted, person),
-        problem(ground, other, tmp_path) as (_, another),
+        storage(bare),
+        problem(bare, mine, tmp_path) as (minted, person),
+        problem(bare, other, tmp_path) as (_, another),
     ):
-        async with ground.nats("system") as system:
+        async with bare.nats("system") as system:
             await delete_account(system, operator, minted.account)
             await delete_account(system, operator, minted.account)  # harmless when repeated
         await until(lambda: _closed(person), "the connection is cut")
-        assert not await is_let_in(ground.servers.nats_url, tmp_path / f"{mine}.creds")
-        assert await is_let_in(ground.servers.nats_url, tmp_path / f"{other}.creds")
+        assert not await is_let_in(bare.servers.nats_url, tmp_path / f"{mine}.creds")
+        assert await is_let_in(bare.servers.nats_url, tmp_path / f"{other}.creds")
         assert (await another.client.request(subjects.runtime(other, "presign"), b"", timeout=5)).data == b"answer"
 
 
@@ -231,23 +231,23 @@ async def _closed(person: Person) -> bool:
     return person.client.is_closed
 
 
-async def test_only_the_operator_makes_accounts(ground: Ground, tmp_path: Path) -> None:
+async def test_only_the_operator_makes_accounts(bare: Ground, tmp_path: Path) -> None:
     """An account that somebody else signed lets nobody in, and a deletion that somebody else signed deletes nothing."""
     stranger, _ = Operator.create()
-    minted = stranger.problem_account(new_id(), platform=ground.servers.platform_account)
+    minted = stranger.problem_account(new_id(), platform=bare.servers.platform_account)
     write_private(tmp_path / "stranger.creds", minted.credentials.encode())
-    async with ground.nats("system") as system:
+    async with bare.nats("system") as system:
         await push_account(system, minted.jwt)
-        assert not await is_let_in(ground.servers.nats_url, tmp_path / "stranger.creds")
+        assert not await is_let_in(bare.servers.nats_url, tmp_path / "stranger.creds")
         with pytest.raises(FedotaError, match="refused the account"):
-            await delete_account(system, stranger, ground.servers.platform_account)
-    async with Bus.connect(ground.servers.nats_url, "relay", ground.servers.nats_keys["relay"]) as bus:
+            await delete_account(system, stranger, bare.servers.platform_account)
+    async with Bus.connect(bare.servers.nats_url, "relay", bare.servers.nats_keys["relay"]) as bus:
         await bus.check()
 
 
-async def test_a_server_that_does_not_answer_is_told_as_such(ground: Ground) -> None:
+async def test_a_server_that_does_not_answer_is_told_as_such(bare: Ground) -> None:
     """Who waits for an account hears that NATS takes none now."""
-    async with ground.nats("system") as system:
+    async with bare.nats("system") as system:
         await system.close()
         with pytest.raises(FedotaError, match="NATS does not take accounts now"):
             await asyncio.wait_for(push_account(system, "jwt"), 10)

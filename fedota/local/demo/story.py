@@ -247,7 +247,7 @@ async def _start_hospitals(stage: Stage, problem_id: str, organization: Api, sta
         process = await _start_client(stage, hospital, kit)
         stack.push_async_callback(_end_client, stage, hospital, process)
         stage.screen.done("client", f"{hospital} trains beside its own data")
-    stage.screen.chapter("Rounds")
+    stage.screen.chapter("Rounds (metrics are those of the model that a round starts from)")
 
 
 async def _start_client(stage: Stage, hospital: str, kit: Kit) -> Guarded:

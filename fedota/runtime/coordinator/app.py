@@ -18,9 +18,9 @@ from fedota.errors import FedotaError
 from fedota.events import to_json, uuid7
 from fedota.process import Service, attach
 from fedota.runtime.bodies import read_rest, send_file
-from fedota.runtime.coordinator import rounds
 from fedota.runtime.coordinator.objects import Objects
 from fedota.runtime.coordinator.platform import Platform
+from fedota.runtime.coordinator.state import Rules
 from fedota.runtime.coordinator.training import StartError, Training
 from fedota.runtime.protocol import CLAIMS, MODELS, ORDERS, PARTIALS, STATES, Claim, Meta, Told
 from fedota.runtime.tensors import room
@@ -44,8 +44,14 @@ def create_app(settings: CoordinatorSettings, directory: Path) -> web.Applicatio
     app.router.add_put(PARTIALS, _take_partial)
     app.router.add_get(MODELS, _give_model)
     service = Service("coordinator")
+    app.on_shutdown.append(_let_go)
     attach(app, service, _resources(app, service, settings, directory))
     return app
+
+
+async def _let_go(app: web.Application) -> None:
+    """Orders that are awaited would hold up the end."""
+    app[_TRAINING].close()
 
 
 def _guard(key: str) -> Middleware:
@@ -62,7 +68,7 @@ def _guard(key: str) -> Middleware:
 async def _resources(
     app: web.Application, service: Service, settings: CoordinatorSettings, directory: Path
 ) -> AsyncIterator[None]:
-    rules = rounds.Rules(problem_id=settings.problem_id, run=settings.run, plan=settings.plan, life=uuid7().hex)
+    rules = Rules(problem_id=settings.problem_id, run=settings.run, plan=settings.plan, life=uuid7().hex)
     training = Training(settings, rules, directory)
     why = ["NATS did not answer"]
     async with AsyncExitStack() as stack:
@@ -81,7 +87,8 @@ async def _resources(
             ("reports", training.report()),
             ("checkpoints", training.conclude()),
         ):
-            await stack.enter_async_context(service.running(name, work))
+            await stack.enter_async_context(service.running(name, work, vital=True))
+        service.add_check("training", training.check)
         yield
 
 
@@ -117,7 +124,7 @@ async def _give_orders(request: web.Request) -> web.Response:
         if tag != known:
             return web.Response(body=body, content_type="application/json", headers={"ETag": tag})
         left = until - asyncio.get_running_loop().time()
-        if left <= 0:
+        if left <= 0 or training.closing:
             return web.Response(status=304, headers={"ETag": tag})
         with suppress(TimeoutError):
             await asyncio.wait_for(changed.wait(), left)

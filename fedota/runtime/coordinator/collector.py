@@ -14,6 +14,7 @@ class Collector:
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._lock = asyncio.Lock()
+        self._closed = False
         self.total: WeightedSum | None = None
         self.contributions: dict[str, Contribution] = {}
         self.lives: dict[str, int] = {}
@@ -21,6 +22,8 @@ class Collector:
     async def take(self, meta: Meta, numbers: memoryview) -> None:
         """Add a selector's sum; once more is harmless. Raises `conflict` when it holds an update that is in already."""
         async with self._lock:
+            if self._closed:
+                raise FedotaError("round_over", "The sum came too late.")
             if meta.life in self.lives:
                 return
             if any(one.ticket in self.contributions for one in meta.contributions):
@@ -29,6 +32,14 @@ class Collector:
             await asyncio.to_thread(self._merge, numbers, examples, len(meta.contributions))
             self.contributions |= {one.ticket: one for one in meta.contributions}
             self.lives[meta.life] = len(meta.contributions)
+
+    async def close(self) -> WeightedSum:
+        """The total, to which nothing is added any more."""
+        async with self._lock:
+            self._closed = True
+        if self.total is None:
+            raise RuntimeError("no sum was handed over")
+        return self.total
 
     def _merge(self, numbers: memoryview, examples: int, count: int) -> None:
         if self.total is None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from time import monotonic
 from typing import Final
 
@@ -22,31 +23,37 @@ _log = structlog.get_logger(__name__)
 class Reporter:
     """Sends reports, the first with the number after `number`.
 
-    Changes of the stage are all told; of mere counts only the latest, about twice a second.
+    Changes of the stage are all told. Of mere counts only the latest are, about twice a second: `counts` gives them.
     """
 
-    def __init__(self, send: Callable[[Report], Awaitable[object]], number: int) -> None:
+    def __init__(
+        self,
+        send: Callable[[Report], Awaitable[object]],
+        number: int,
+        counts: Callable[[], RoundUpdated | None] = lambda: None,
+    ) -> None:
         self._send = send
         self._number = number
+        self._counts = counts
         self._stages: deque[RoundUpdated] = deque()
-        self._counts: RoundUpdated | None = None
+        self._changed = False
+        self._last: RoundUpdated | None = None
         self._pushed = asyncio.Event()
         self._sent = 0.0
 
     @property
     def waiting(self) -> int:
         """How many reports are not told yet."""
-        return len(self._stages) + (self._counts is not None)
+        return len(self._stages) + self._changed
 
     def tell(self, update: RoundUpdated) -> None:
-        """A stage was entered: counts from before it are of no interest any more."""
-        self._counts = None
+        """A stage was entered."""
         self._stages.append(update)
         self._pushed.set()
 
-    def tell_counts(self, update: RoundUpdated) -> None:
-        """Only counts changed, in the stage that was told last."""
-        self._counts = update
+    def counts_changed(self) -> None:
+        """Perhaps only counts changed, in the stage that was told last."""
+        self._changed = True
         self._pushed.set()
 
     async def run(self) -> None:
@@ -65,15 +72,22 @@ class Reporter:
     async def _next(self) -> RoundUpdated:
         while True:
             if self._stages:
-                return self._stages.popleft()
-            if self._counts is not None and (early := self._sent + _PACE - monotonic()) <= 0:
-                update, self._counts = self._counts, None
-                return update
+                self._last = self._stages.popleft()
+                return self._last
+            early = self._sent + _PACE - monotonic()
+            if self._changed and early <= 0:
+                self._changed = False
+                if (update := self._counts()) is not None and not _same(update, self._last):
+                    self._last = update
+                    return update
             self._pushed.clear()
-            try:
-                await asyncio.wait_for(self._pushed.wait(), early if self._counts is not None else None)
-            except TimeoutError:
-                continue
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._pushed.wait(), max(0.0, early) if self._changed else None)
+
+
+def _same(one: RoundUpdated, other: RoundUpdated | None) -> bool:
+    """Whether nothing but time has passed between two reports."""
+    return other is not None and msgspec.structs.replace(one, seconds=other.seconds) == other
 
 
 def _complain(why: str) -> None:

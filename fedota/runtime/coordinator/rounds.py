@@ -9,171 +9,37 @@ in a crash can never be taken for the one that came after it.
 """
 
 import math
-from datetime import UTC, datetime
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from fedota.events.problems import Plan
-from fedota.events.rounds import Checkpoint, Refusal, RoundUpdated, Stage
+from fedota.events.rounds import Checkpoint
+from fedota.runtime.coordinator.state import (
+    Aggregated,
+    Awoken,
+    Cohort,
+    Event,
+    Handed,
+    Member,
+    Presence,
+    Reports,
+    Result,
+    Rules,
+    Spoiled,
+    State,
+    Stored,
+    Trouble,
+)
+from fedota.runtime.coordinator.words import clients, report, seconds
 from fedota.runtime.protocol import Claim, Claimed, Concluded, Held, ModelRef, Orders, Told, Work
 
 LEASE: Final = 15.0  # seconds of silence after which a selector is taken for dead
 SETTLING: Final = 5.0  # seconds that a coordinator waits for its selectors before it begins anything new
 COLLECTING: Final = 60.0  # seconds, at least, that selectors have for handing their sums over
-MOST_REFUSALS: Final = 50  # told in a report; all of them are in the selectors' metrics
+_FINISHED: Final = "The training is finished."
 
 S = TypeVar("S", bound=msgspec.Struct)
-Phase = Literal[
-    "settling", "selection", "configuration", "reporting", "collecting", "aggregating", "storing", "finished"
-]
-_STAGES: Final[dict[str, Stage]] = {
-    "settling": "selection",
-    "selection": "selection",
-    "configuration": "configuration",
-}
-
-
-class Rules(msgspec.Struct, frozen=True, kw_only=True):
-    """What never changes while a coordinator lives. `life` is unique to its process."""
-
-    problem_id: str
-    run: int
-    plan: Plan
-    life: str
-
-
-class Presence(msgspec.Struct, frozen=True, kw_only=True):
-    """A selector that was heard of lately."""
-
-    life: str
-    heard: float
-    waiting: int = 0
-    held: Held | None = None
-
-
-class Member(msgspec.Struct, frozen=True, kw_only=True):
-    """One life of a selector, as part of a cohort. `handed` when its sum was handed over."""
-
-    name: str
-    share: int = 0
-    selected: int | None = None
-    reported: int = 0
-    examples: int = 0
-    organizations: list[str] = []
-    refusals: list[Refusal] = []
-    closed: bool = False
-    handed: bool = False
-
-
-class Cohort(msgspec.Struct, frozen=True, kw_only=True):
-    """The clients of one attempt.
-
-    `members` are selectors by life; those in `lost` count no more, whatever they say. `claims` tells which life may
-    accept the update of a ticket that another one had given out. One that is `taken_up` was made by an earlier life of
-    the coordinator: how many clients it selected is known only as far as their selectors still live.
-    """
-
-    id: str
-    deadline: float
-    members: dict[str, Member] = {}
-    lost: frozenset[str] = frozenset()
-    claims: dict[str, str] = {}
-    collecting_until: float = 0.0
-    taken_up: bool = False
-
-    @property
-    def counting(self) -> dict[str, Member]:
-        """The members that are not lost."""
-        return {life: member for life, member in self.members.items() if life not in self.lost}
-
-    @property
-    def selected(self) -> int:
-        """How many clients were selected, also those whose selector was lost: they may report to another one."""
-        return sum(member.selected or 0 for member in self.members.values())
-
-    @property
-    def reported(self) -> int:
-        """How many updates are in sums that count."""
-        return sum(member.reported for member in self.counting.values())
-
-
-class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What the sums of a cohort came to."""
-
-    model: ModelRef
-    reported: int
-    examples: int
-    participants: list[str]
-    metrics: dict[str, float] = {}
-
-
-class State(msgspec.Struct, frozen=True, kw_only=True):
-    """`base` is what the round begins with. `began` and `until` are of the attempt and of its present waiting."""
-
-    round: int
-    attempt: int
-    base: ModelRef
-    phase: Phase
-    began: float
-    until: float
-    presences: dict[str, Presence] = {}
-    cohort: Cohort | None = None
-    concluded: Cohort | None = None
-    completed: bool = False  # whether `concluded` is part of a checkpoint
-    result: Result | None = None
-    finished: str | None = None
-    trouble: str = ""  # why the checkpoint is not stored yet
-
-    @property
-    def waiting(self) -> int:
-        """The clients that are here and wait to be selected."""
-        return sum(presence.waiting for presence in self.presences.values())
-
-
-class Tick(msgspec.Struct, frozen=True):
-    """Time has passed."""
-
-
-class Awoken(msgspec.Struct, frozen=True):
-    """The coordinator itself stood still: that nobody was heard of meanwhile says nothing about them."""
-
-
-class Handed(msgspec.Struct, frozen=True, kw_only=True):
-    """The sum of a member was taken in."""
-
-    life: str
-    cohort: str
-    reported: int
-
-
-class Spoiled(msgspec.Struct, frozen=True, kw_only=True):
-    """The sum of a member cannot be used."""
-
-    life: str
-    cohort: str
-
-
-class Aggregated(msgspec.Struct, frozen=True, kw_only=True):
-    """The next weights were computed."""
-
-    result: Result
-
-
-class Stored(msgspec.Struct, frozen=True, kw_only=True):
-    """The next weights are in the object store."""
-
-    checkpoint: Checkpoint
-
-
-class Trouble(msgspec.Struct, frozen=True, kw_only=True):
-    """The checkpoint could not be stored yet."""
-
-    reason: str
-
-
-Event = Tick | Awoken | Told | Claim | Handed | Spoiled | Aggregated | Stored | Trouble
-Reports = list[RoundUpdated]
 
 
 def start(rules: Rules, *, round: int, attempt: int, base: ModelRef, now: float) -> tuple[State, Reports]:
@@ -194,9 +60,6 @@ def over(*, round: int, attempt: int, base: ModelRef, now: float) -> State:
     return State(
         round=round, attempt=attempt, base=base, phase="finished", began=now, until=math.inf, finished=_FINISHED
     )
-
-
-_FINISHED: Final = "The training is finished."
 
 
 def step(rules: Rules, state: State, event: Event, now: float) -> tuple[State, Reports]:
@@ -382,7 +245,7 @@ def _select(rules: Rules, state: State, now: float) -> tuple[State, Reports] | N
     if state.waiting >= plan.selected_count or (now >= state.until and state.waiting >= plan.minimum_count):
         return _configure(rules, state, now)
     if now >= state.until:
-        came = f"{state.waiting} of {_clients(plan.selected_count)} came within {_seconds(plan.selection_timeout)}"
+        came = f"{state.waiting} of {clients(plan.selected_count)} came within {seconds(plan.selection_timeout)}"
         return _abandon(rules, state, f"{came}, at least {plan.minimum_count} were needed", now)
     return None
 
@@ -414,7 +277,7 @@ def _configured(rules: Rules, state: State, now: float) -> tuple[State, Reports]
     if open_ and now < cohort.deadline:
         return None
     if cohort.selected < rules.plan.minimum_count and not cohort.taken_up:
-        there = f"only {cohort.selected} of {_clients(rules.plan.selected_count)} could be configured"
+        there = f"only {cohort.selected} of {clients(rules.plan.selected_count)} could be configured"
         return _abandon(rules, state, f"{there}, at least {rules.plan.minimum_count} were needed", now)
     return _enter(rules, _changed(state, phase="reporting"), now)
 
@@ -452,7 +315,7 @@ def _collected(rules: Rules, state: State, now: float) -> tuple[State, Reports] 
 
 
 def _too_few(plan: Plan, reported: int) -> str:
-    within = f"{reported} of {plan.goal_count} reported within {_seconds(plan.report_timeout)}"
+    within = f"{reported} of {plan.goal_count} reported within {seconds(plan.report_timeout)}"
     return f"{within}, at least {plan.minimum_count} were needed"
 
 
@@ -487,7 +350,7 @@ def _complete(rules: Rules, state: State, checkpoint: Checkpoint, now: float) ->
     result, plan = _result(state), rules.plan
     final = state.round >= plan.rounds
     of = max(plan.goal_count, result.reported)
-    reason = f"{result.reported} of {_clients(of)} reported in {_seconds(round(now - state.began, 1))}"
+    reason = f"{result.reported} of {clients(of)} reported in {seconds(round(now - state.began, 1))}"
     if result.reported < plan.goal_count:
         reason += f", at least {plan.minimum_count} were needed"
     said = _changed(
@@ -510,59 +373,7 @@ def _complete(rules: Rules, state: State, checkpoint: Checkpoint, now: float) ->
     return following, [said, *reports]
 
 
-# What others are told.
-
-
-def report(rules: Rules, state: State, now: float) -> RoundUpdated:
-    """The attempt as it stands now, without its number."""
-    plan, cohort = rules.plan, state.cohort
-    members = list(cohort.counting.values()) if cohort else []
-    return RoundUpdated(
-        problem_id=rules.problem_id,
-        run=rules.run,
-        report=0,
-        round=state.round,
-        attempt=state.attempt,
-        stage=_STAGES.get(state.phase, "reporting"),
-        goal_count=plan.goal_count,
-        minimum_count=plan.minimum_count,
-        waiting=state.waiting,
-        selected=cohort.selected if cohort else 0,
-        reported=cohort.reported if cohort else 0,
-        participants=sorted({name for member in members for name in member.organizations}),
-        refusals=[refusal for member in members for refusal in member.refusals][:MOST_REFUSALS],
-        examples=sum(member.examples for member in members),
-        seconds=round(max(0.0, now - state.began), 3),
-        reason=reason(rules, state),
-    )
-
-
-def reason(rules: Rules, state: State) -> str:
-    """The stage that the round is in, in plain words and numbers."""
-    plan, cohort = rules.plan, state.cohort
-    match state.phase:
-        case "settling":
-            here = f"{len(state.presences)} of {plan.selectors} selectors are here"
-            return f"{here}; waits for the others until {_clock(state.until)}"
-        case "selection":
-            here = f"{state.waiting} of {_clients(plan.selected_count)} {_are(plan.selected_count)} here"
-            missing = plan.selected_count - state.waiting
-            return f"{here}; waits for {missing} more until {_clock(state.until)}" if missing > 0 else here
-        case "configuration":
-            wanted = sum(member.share for member in _cohort(state).members.values())
-            return f"{_clients(wanted)} {_are(wanted)} being selected and told what to do"
-        case "finished":
-            return state.finished or ""
-    reported = cohort.reported if cohort else 0
-    have = f"{reported} of {_clients(max(plan.goal_count, reported))} {_have(plan.goal_count)} reported"
-    match state.phase:
-        case "reporting":
-            return f"{have}; waits for {max(0, plan.goal_count - reported)} more until {_clock(state.until)}"
-        case "collecting":
-            return f"{have}; their selectors hand the sums over"
-        case "storing":
-            return f"{have}; the checkpoint is being stored" + (f": {state.trouble}" if state.trouble else "")
-    return f"{have}; the next checkpoint is being computed"
+# What selectors are told.
 
 
 def orders(rules: Rules, state: State, name: str, life: str) -> Orders:
@@ -582,10 +393,12 @@ def orders(rules: Rules, state: State, name: str, life: str) -> Orders:
         )
     last = state.concluded
     return Orders(
+        life=life,
         model=model,
         config=rules.plan.client_config,
         work=work,
         settling=state.phase == "settling",
+        lost=cohort is not None and life in cohort.lost,
         last=Concluded(cohort=last.id, counted=state.completed and _is_handed(last, life)) if last else None,
         finished=state.finished,
     )
@@ -614,23 +427,3 @@ def _result(state: State) -> Result:
 
 def _changed(struct: S, **changes: Any) -> S:
     return msgspec.structs.replace(struct, **changes)
-
-
-def _clients(count: int) -> str:
-    return f"{count} client" if count == 1 else f"{count} clients"
-
-
-def _are(count: int) -> str:
-    return "is" if count == 1 else "are"
-
-
-def _have(count: int) -> str:
-    return "has" if count == 1 else "have"
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:g} second" if seconds == 1 else f"{seconds:g} seconds"
-
-
-def _clock(when: float) -> str:
-    return f"{datetime.fromtimestamp(when, UTC):%H:%M:%S} UTC"

@@ -17,15 +17,28 @@ from fedota.events.problems import ModelFile
 from fedota.events.rounds import Checkpoint, RoundUpdated
 from fedota.runtime.aggregation import WeightedSum, aggregate, choose_strategy, sum_size
 from fedota.runtime.bodies import mapped
-from fedota.runtime.coordinator import rounds
+from fedota.runtime.coordinator import rounds, words
 from fedota.runtime.coordinator.collector import Collector
 from fedota.runtime.coordinator.objects import Objects, StoreError
 from fedota.runtime.coordinator.platform import Platform, insist
 from fedota.runtime.coordinator.reporter import Reporter
+from fedota.runtime.coordinator.state import (
+    Aggregated,
+    Awoken,
+    Event,
+    Handed,
+    Result,
+    Rules,
+    Spoiled,
+    Stored,
+    Tick,
+    Trouble,
+)
 from fedota.runtime.protocol import Claim, Claimed, Meta, ModelRef, Orders
 from fedota.runtime.tensors import read_layout
 
-_STOOD_STILL: Final = 3.0  # seconds: a clock that is so late means that the process did not run
+_BEAT: Final = 1.0  # seconds
+_STOOD_STILL: Final = 3.0  # seconds: a beat that is so late means that the process did not run
 _log = structlog.get_logger(__name__)
 
 
@@ -36,7 +49,7 @@ class StartError(Exception):
 class Training:
     """Runs rounds. Whoever changes anything calls `happened`; `changed` is set after each change."""
 
-    def __init__(self, settings: CoordinatorSettings, rules: rounds.Rules, directory: Path) -> None:
+    def __init__(self, settings: CoordinatorSettings, rules: Rules, directory: Path) -> None:
         plan = settings.plan
         try:
             self._strategy = choose_strategy(plan.strategy.name, plan.strategy.parameters)
@@ -47,9 +60,10 @@ class Training:
         self._models = directory / "models"
         self._moved = asyncio.Event()
         self._due = asyncio.Event()
-        self._told: RoundUpdated | None = None
         self._collector: tuple[str, Collector] | None = None
         self.halted: FedotaError | None = None
+        self.closing = False
+        self._beat = time.monotonic()
 
     async def load(self, platform: Platform, objects: Objects, trouble: Any = lambda _: None) -> None:
         """Find out where the run stands, and have the weights to go on with. Asks until it is answered."""
@@ -64,7 +78,7 @@ class Training:
             self._layout = read_layout(self.model_file(begins.sha256))
         except FedotaError as error:
             raise StartError(f"The model {begins.key} cannot be trained: {error.problem.detail}") from None
-        self.reporter = Reporter(platform.report, resume.report)
+        self.reporter = Reporter(platform.report, resume.report, self._counts)
         self._begin(resume)
         _log.info("training", round=resume.round, attempt=resume.attempt, finished=resume.finished)
 
@@ -98,44 +112,57 @@ class Training:
         """Whether these weights are in use."""
         return sha256 in self._digests
 
+    def close(self) -> None:
+        """Nobody waits for anything any more."""
+        self.closing = True
+        self._wake()
+
     @property
     def changed(self) -> asyncio.Event:
         """Set at the next change."""
         return self._moved
 
-    def happened(self, event: rounds.Event) -> None:
+    def happened(self, event: Event) -> None:
         """Take an event in, and report and do what follows from it."""
+        if time.monotonic() - self._beat > _BEAT + _STOOD_STILL:
+            self._beat = time.monotonic()
+            self._take_in(Awoken())  # before the first word of one selector makes the others look silent
+        self._take_in(event)
+
+    def _take_in(self, event: Event) -> None:
         if self.halted is not None:
             return
         before = self.state
         self.state, reports = rounds.step(self._rules, before, event, time.time())
         self._tell(reports)
         if self.state != before:
-            self._moved.set()
-            self._moved = asyncio.Event()
+            self._wake()
             self._due.set()
+            self.reporter.counts_changed()
+
+    def _wake(self) -> None:
+        self._moved.set()
+        self._moved = asyncio.Event()
 
     def _tell(self, reports: list[RoundUpdated]) -> None:
         for one in reports:
             _log.info("round", round=one.round, attempt=one.attempt, stage=one.stage, reason=one.reason)
             self.reporter.tell(one)
-        if self.state.phase == "finished":
-            return
-        now = msgspec.structs.replace(rounds.report(self._rules, self.state, time.time()), seconds=0.0)
-        if not reports and now != self._told and now.stage != "configuration":  # which is told as a whole
-            self.reporter.tell_counts(rounds.report(self._rules, self.state, time.time()))
-        self._told = now
+
+    def _counts(self) -> RoundUpdated | None:
+        """The stage that was told last, with its present counts."""
+        if self.state.phase in ("configuration", "finished"):  # these are told as a whole
+            return None
+        return words.report(self._rules, self.state, time.time())
 
     async def keep_time(self) -> None:
         """Let the machine know that time passes."""
         while True:
-            moved = self._moved
-            wait = min(1.0, max(0.0, rounds.wakes(self.state) - time.time()))
-            began = time.monotonic()
+            self._beat = time.monotonic()
+            wait = min(_BEAT, max(0.001, rounds.wakes(self.state) - time.time()))
             with suppress(TimeoutError):
-                await asyncio.wait_for(moved.wait(), wait + 0.001)
-            late = time.monotonic() - began - wait
-            self.happened(rounds.Awoken() if late > _STOOD_STILL else rounds.Tick())
+                await asyncio.wait_for(self._moved.wait(), _BEAT if self.halted else wait)
+            self.happened(Tick())
 
     async def report(self) -> None:
         """Send the reports; when one is refused the training stops, for nothing after it could be recorded."""
@@ -144,7 +171,12 @@ class Training:
         except FedotaError as error:
             self.halted = error
             _log.critical("a report was refused: the training stops", error=str(error))
-            raise
+            await asyncio.Event().wait()  # it is for a person to see why, and starting again would not change it
+
+    async def check(self) -> None:
+        """Raise when the training has stopped."""
+        if self.halted is not None:
+            raise self.halted
 
     @property
     def collector(self) -> Collector | None:
@@ -185,11 +217,13 @@ class Training:
         try:
             await collector.take(meta, numbers)
         except FedotaError as error:
+            if error.problem.code != "conflict":
+                raise
             _log.error("a sum was refused", life=meta.life, error=str(error))
-            self.happened(rounds.Spoiled(life=meta.life, cohort=meta.cohort))
+            self.happened(Spoiled(life=meta.life, cohort=meta.cohort))
             raise
         if collector is self.collector:
-            self.happened(rounds.Handed(life=meta.life, cohort=meta.cohort, reported=len(meta.contributions)))
+            self.happened(Handed(life=meta.life, cohort=meta.cohort, reported=len(meta.contributions)))
 
     async def conclude(self) -> None:
         """Compute and store checkpoints whenever a round has come to that."""
@@ -202,20 +236,19 @@ class Training:
     async def _conclude(self) -> None:
         assert self._collector is not None
         _, collector = self._collector
-        assert collector.total is not None
         base, round_, attempt = self.state.base, self.state.round, self.state.attempt
-        total, self._collector = collector.total, None
+        total, self._collector = await collector.close(), None
         body, sha256 = await asyncio.to_thread(self._compute, base, total)
         model = ModelRef(sha256=sha256, size=len(body))
         self._keep(base.sha256, sha256)
-        result = rounds.Result(
+        result = Result(
             model=model,
             reported=total.count,
             examples=total.examples,
             participants=collector.participants,
             metrics=collector.metrics,
         )
-        self.happened(rounds.Aggregated(result=result))
+        self.happened(Aggregated(result=result))
         lineage = _lineage(self._rules, round_, attempt, base, result)
         place = f"problems/{self._settings.problem_id}/checkpoints/{self._settings.run}/{round_}-{sha256[:16]}"
         await asyncio.gather(
@@ -223,7 +256,7 @@ class Training:
             self._store(f"{place}.json", memoryview(lineage), hashlib.sha256(lineage).hexdigest()),
         )
         checkpoint = Checkpoint(key=f"{place}.safetensors", sha256=sha256, size=len(body))
-        self.happened(rounds.Stored(checkpoint=checkpoint))
+        self.happened(Stored(checkpoint=checkpoint))
 
     def _compute(self, base: ModelRef, total: WeightedSum) -> tuple[memoryview, str]:
         body = aggregate(self._strategy, self._layout, mapped(self.model_file(base.sha256)), total)
@@ -241,7 +274,7 @@ class Training:
     async def _store(self, key: str, body: memoryview, sha256: str) -> None:
         def trouble(why: str) -> None:
             _log.warning("a checkpoint is not stored yet", error=why)
-            self.happened(rounds.Trouble(reason=why))
+            self.happened(Trouble(reason=why))
 
         await insist(
             lambda: self._objects.store(key, body, sha256),
@@ -250,7 +283,7 @@ class Training:
         )
 
 
-def _lineage(rules: rounds.Rules, round_: int, attempt: int, base: ModelRef, result: rounds.Result) -> bytes:
+def _lineage(rules: Rules, round_: int, attempt: int, base: ModelRef, result: Result) -> bytes:
     """A checkpoint's manifest: what it was made of, and how."""
     plan = rules.plan
     return msgspec.json.format(

@@ -4,6 +4,7 @@ import asyncio
 import math
 import re
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -172,8 +173,13 @@ class Doors:
             owned = stack.pop_all()
         task = asyncio.create_task(self._count(owned, ticket, cohort, buffer[:size], examples, metrics))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._counted)
         await asyncio.shield(task)
+
+    def _counted(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waited for it may have gone
 
     async def _count(
         self,
@@ -196,8 +202,14 @@ def create_app(settings: SelectorSettings, directory: Path) -> web.Application:
     app = web.Application(middlewares=[problems])
     service, selecting = Service("selector"), Selecting(settings, directory)
     app.router.add_routes(Doors(settings, selecting, service).routes())
+    app.on_shutdown.append(partial(_let_go, selecting))
     attach(app, service, selecting.running(service))
     return app
+
+
+async def _let_go(selecting: Selecting, _: web.Application) -> None:
+    """Clients that wait would hold up the end: they are told to come back."""
+    selecting.close()
 
 
 def _client(request: web.Request) -> str:

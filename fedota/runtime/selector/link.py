@@ -30,7 +30,7 @@ from fedota.runtime.protocol import (
 from fedota.runtime.tensors import room
 
 _SHORT: Final = aiohttp.ClientTimeout(total=10)
-_LONG: Final = aiohttp.ClientTimeout(total=None, sock_connect=5)
+_LONG: Final = aiohttp.ClientTimeout(total=3600, sock_connect=5)  # a body that stalls is noticed sooner
 
 
 class Link:
@@ -40,7 +40,7 @@ class Link:
         self._url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {key}"}
         self._name = name
-        self._life = life
+        self.life = life
         self._tag = ""
         self._http: aiohttp.ClientSession
 
@@ -59,7 +59,7 @@ class Link:
         headers = {**self._headers, "If-None-Match": self._tag} if self._tag else self._headers
         url = self._url + ORDERS.format(name=self._name)
         try:
-            async with self._http.get(url, params={"life": self._life}, headers=headers, timeout=_SHORT) as reply:
+            async with self._http.get(url, params={"life": self.life}, headers=headers, timeout=_SHORT) as reply:
                 if reply.status == 304:
                     return None
                 body = await _checked(reply)

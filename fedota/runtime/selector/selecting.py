@@ -55,6 +55,7 @@ class Selecting:
         self.cohort: Cohort | None = None
         self.buffers: Buffers | None = None
         self.connected = False
+        self._closing = False
         self._settings = settings
         self._link = Link(settings.coordinator, settings.key, settings.name, self.life)
         self._models = directory / "models"
@@ -71,7 +72,7 @@ class Selecting:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._link.open())
             for name, work in (("orders", self.listen()), ("tell", self.tell()), ("work", self.obey())):
-                await stack.enter_async_context(service.running(name, work))
+                await stack.enter_async_context(service.running(name, work, vital=True))
             yield
 
     # Towards the coordinator.
@@ -128,6 +129,11 @@ class Selecting:
                 self._ordered.set()
 
     async def _obey(self, orders: Orders) -> None:
+        if orders.life != self.life:
+            return  # to whom we were
+        if orders.lost:
+            self._begin_again()
+            return
         if orders.finished is not None:
             self._drop()
             self.pool.dismiss()
@@ -141,6 +147,13 @@ class Selecting:
             await self._go_on(self.cohort, orders.work)
         if not self._ordered.is_set():  # nothing newer is to be done: be ready for what comes next
             await self._have(orders.model)
+
+    def _begin_again(self) -> None:
+        """We were taken for dead, and are not: clients may send us again what does not count any more."""
+        _log.warning("the coordinator had given this selector up; it begins again", life=self.life)
+        self._drop()
+        self.life = self._link.life = uuid7().hex
+        self.changed()
 
     def _drop(self) -> None:
         if self.cohort is None:
@@ -229,7 +242,7 @@ class Selecting:
         """Hold a client until there is something for it to do. `ticket` is of the update that it still keeps."""
         if ticket is not None and (answer := await self._unsettled(ticket)) is not None:
             return answer
-        if (signed := self._again(who)) is None and not self._finished:
+        if (signed := self._again(who)) is None and not self._finished and not self._closing:
             if len(self.pool) >= MOST_WAITING:
                 return ComeBack(seconds=_FULL * random.uniform(0.5, 1.5), update=self._fate(ticket))  # noqa: S311
             signed = await self.pool.wait(who, _HOLD)
@@ -237,7 +250,7 @@ class Selecting:
             return selected
         if self._finished:
             return Finished(reason=self._finished, update=self._fate(ticket))
-        return ComeBack(seconds=0, update=self._fate(ticket))
+        return ComeBack(seconds=_SOON if self._closing else 0, update=self._fate(ticket))
 
     @property
     def _finished(self) -> str:
@@ -303,6 +316,11 @@ class Selecting:
         if answer == "granted":
             cohort.claimed.add(ticket.id)
         return answer
+
+    def close(self) -> None:
+        """Hold nobody any more."""
+        self._closing = True
+        self.pool.dismiss()
 
     def unsure(self, ticket: Ticket) -> bool:
         """Whether the ticket's cohort may still be going on, for all that we know."""

@@ -9,6 +9,8 @@ from uuid import uuid4
 import pytest
 from yarl import URL
 
+from fedota.events import orchestrator as infra
+from fedota.events.problems import ProblemCompleted, ProblemStopped
 from fedota.kernel.service import SERVICE
 from gateway.auth import ACTIONS
 from gateway.routes import ACTIONS_OF, API, PAGES
@@ -238,6 +240,43 @@ async def test_pages_show_words_of_others_as_words(platform: Any) -> None:
         for path in ("/", f"/problems/{problem_id}"):
             text = await (await operator.get(f"{path}?at_least={position}")).text()
             assert "<b>x" not in text and "&lt;b&gt;x" in text
+
+
+@pytest.mark.parametrize("role", _ROLES)
+async def test_a_problem_can_be_looked_at_at_any_time(platform: Any, role: str) -> None:
+    """Whatever has happened so far, everybody gets a page; what processes wrote is for those who run them."""
+    problem_id = str(uuid4())
+    story = platform.story(problem_id)
+    run: dict[str, Any] = {"problem_id": problem_id, "run": 1, "namespace": "ns"}
+    lost = infra.InfraDegraded(**run, component="selector-0", reason="killed", log=["what it wrote"])
+    failed = infra.InfraFailed(**run, reason="no memory", log=["what it wrote"])
+    stopped = infra.InfraStopped(**run, reason="removed")
+    over = ProblemStopped(problem_id=problem_id, run=1, reason="it failed")
+    done = ProblemCompleted(problem_id=problem_id, run=1, rounds=1, model=story[4].model)
+    async with platform.client(role) as client:
+        for event in (*story, lost, failed, over, stopped, story[4], done):
+            after = {"at_least": await platform.record(event)}
+            for path in ("/", f"/problems/{problem_id}"):
+                page = await client.get(path, params=after)
+                assert page.status == 200, (type(event).__name__, path)
+            if event in (lost, failed):
+                assert ("what it wrote" in await page.text()) == (role != "organization")
+
+
+async def test_older_problems_are_a_page_further(platform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list is cut, but nothing in it is out of reach."""
+    monkeypatch.setattr("gateway.pages._SHOWN_PROBLEMS", 2)
+    ids = [str(uuid4()) for _ in range(3)]
+    position = 0
+    for problem_id in ids:
+        position = await platform.record(platform.story(problem_id)[0])
+    async with platform.client("setter") as setter:
+        first = await (await setter.get("/", params={"at_least": position})).text()
+        assert [problem_id in first for problem_id in ids] == [False, True, True]
+        assert 'href="/?before=2"' in first
+        second = await (await setter.get("/?before=2")).text()
+        assert [problem_id in second for problem_id in ids] == [True, False, False]
+        assert 'data-live="/?before=2"' in second
 
 
 async def test_errors_on_pages_are_pages(platform: Any) -> None:

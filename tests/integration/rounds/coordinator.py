@@ -55,8 +55,12 @@ class Coordinator:
 
     async def report(self, update: RoundUpdated, timeout: float = 15) -> int:
         """Say how the round is; the position that it was recorded at."""
+        return (await self.reported(update, timeout)).position
+
+    async def reported(self, update: RoundUpdated, timeout: float = 15) -> Reported:
+        """Say how the round is, and hear what is new."""
         answer = await self.ask("report", to_json(Report(update=update)), timeout)
-        return msgspec.json.decode(answer, type=Reported).position
+        return msgspec.json.decode(answer, type=Reported)
 
     async def resume(self, run: int = 1) -> Resume:
         """Ask where to go on."""

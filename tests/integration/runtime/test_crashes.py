@@ -1,6 +1,7 @@
 """Processes killed at any moment: the training goes on, and each update counts once."""
 
 import asyncio
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +179,46 @@ async def test_coordinator_and_selector_killed_together(world: World, tmp_path: 
         clients[1].go()
         await until(lambda: world.platform.final)
     assert_trained(world, 1, *clients)
+
+
+async def test_a_selector_that_stands_still_is_given_up_and_comes_back(world: World, tmp_path: Path) -> None:
+    """What it holds counts no more, even though it was never gone; its clients send again."""
+    await world.launch(plan(rounds=1), model())
+    clients = [Participant(number) for number in (1, 2, 3)]
+    first, second = world.selectors
+    homes = [first, first, second]
+    async with running(
+        *(one.run(world.kit(one.organization, home), tmp_path) for one, home in zip(clients, homes, strict=True))
+    ):
+        await until(lambda: all(one.rounds for one in clients))
+        clients[0].go()
+        await reported(world, 1)
+        first.process.send_signal(signal.SIGSTOP)
+        await reported(world, 0)
+        first.process.send_signal(signal.SIGCONT)
+        await reported(world, 1)
+        assert "it begins again" in first.log()
+        for one in clients[1:]:
+            one.go()
+        await until(lambda: world.platform.final)
+    assert_trained(world, 1, *clients)
+
+
+async def test_a_coordinator_that_stands_still_gives_nobody_up(world: World, tmp_path: Path) -> None:
+    """It was not there to hear them."""
+    await world.launch(plan(rounds=1), model())
+    clients = [Participant(number) for number in (1, 2, 3)]
+    async with running(*(one.run(world.kit(one.organization), tmp_path) for one in clients)):
+        await until(lambda: all(one.rounds for one in clients))
+        clients[0].go()
+        await reported(world, 1)
+        world.coordinator.process.send_signal(signal.SIGSTOP)
+        clients[1].go()
+        await until(lambda: clients[1].said("round 1: the update has arrived"))
+        await asyncio.sleep(17)  # longer than a selector may be silent
+        world.coordinator.process.send_signal(signal.SIGCONT)
+        await reported(world, 2)
+        clients[2].go()
+        await until(lambda: world.platform.final)
+    assert_trained(world, 1, *clients)
+    assert all("begins again" not in selector.log() for selector in world.selectors)

@@ -167,7 +167,7 @@ async def test_a_refused_report_stops_the_training(world: World, tmp_path: Path)
                         if reply.status == 503:
                             break
                     await asyncio.sleep(0.02)
-        assert "reports" in body["failing"]
+        assert body["failing"] == {"training": "report_refused: Run 1 is over."}
         assert "a report was refused" in world.coordinator.log() and "Run 1 is over." in world.coordinator.log()
         assert await world.coordinator.stop() == 0
         assert not task.done(), "the client waits for a coordinator that goes on"

@@ -225,31 +225,12 @@ def test_the_last_round_and_the_last_attempt_are_final() -> None:
     assert "plan's last" in refused(told("abandoned", 6, 1, 2), *BEGUN, *FIRST, ABANDONED, second)
 
 
-def test_a_revocation_during_the_attempt_does_not_undo_it() -> None:
-    """An update that was summed before its organization left cannot be taken out again; the next attempt is without."""
+def test_who_was_revoked_may_be_named() -> None:
+    """An update that was summed before its organization left cannot be taken out again; who was never in may not be."""
     before = (*BEGUN, *FIRST, REVOKED)
     assert judged(told("completed", 4), *before) is None
-    following = (*before, told("completed", 4), *LATER)
-    assert "Clinic B had no approved" in refused(FINAL, *following)
-    assert judged(msgspec.structs.replace(FINAL, participants=["Clinic A"]), *following) is None
-    assert judged(FINAL, *following, CLINICS[1]) is None  # approved again meanwhile
-
-
-def test_an_attempt_that_may_not_complete_can_be_abandoned() -> None:
-    """Whoever was revoked before may be named in what releases nothing: else a coordinator could not go on."""
-    before = (*BEGUN, REVOKED, *FIRST)
-    assert "Clinic B" in refused(told("completed", 4), *before)
-    named: dict[str, Any] = {"participants": ["Clinic A", "Clinic B"]}
-    assert judged(told("reporting", 4, **named), *before) is None
-    assert judged(told("abandoned", 4, **named), *before) is None
-
-
-def test_a_read_model_that_is_behind_decides_nothing_on_members() -> None:
-    """Before the attempt's beginning is known, nobody can say whether a revocation came before it."""
-    state = after(*BEGUN, FIRST[0], ABANDONED, REVOKED)  # the second attempt's reports are in the log already
-    with pytest.raises(FedotaError) as caught:
-        decide(state, told("reporting", 6, 1, 2), told("completed", 7, 1, 2))
-    assert caught.value.problem.code == "unavailable"
+    assert after(*before).revoked == ["Clinic B"]
+    assert after(*before, CLINICS[1]).revoked == []  # approved again
 
 
 def test_a_newer_runs_reports_end_the_older_one() -> None:
@@ -264,10 +245,9 @@ def test_refusals_may_name_anybody() -> None:
     assert judged(told("reporting", 4, refusals=[refusal]), *BEGUN, *FIRST) is None
 
 
-def test_a_state_that_nothing_changed_is_the_same() -> None:
-    """Most reports cost the read model no write."""
+def test_a_run_that_is_not_the_newest_ends_nothing() -> None:
+    """What is said late of another run leaves the state as it is."""
     state = after(*BEGUN, FIRST[0])
-    assert evolve(state, recorded(FIRST[1])) is state
     assert evolve(state, recorded(ProblemStopped(problem_id=ID, run=7, reason="r"))) is state
 
 

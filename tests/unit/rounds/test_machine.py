@@ -92,7 +92,7 @@ class Training(RuleBasedStateMachine):
 
     @rule()
     def leave_and_return(self) -> None:
-        """An organization is revoked and approved again: in between nothing completes."""
+        """An organization is revoked and approved again: nothing is undone by it."""
         self.learn(ParticipationRevoked(problem_id=ID, organization=CLINIC, reason="r"))
         self.learn(ParticipationApproved(problem_id=ID, organization=CLINIC))
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fedota.events.problems import Plan
 from fedota.events.rounds import Checkpoint, RoundUpdated
 from fedota.runtime.coordinator import rounds
-from fedota.runtime.coordinator.rounds import Aggregated, Event, Handed, Result, Rules, Spoiled, Stored, Tick
+from fedota.runtime.coordinator.state import Aggregated, Event, Handed, Result, Rules, Spoiled, Stored, Tick
 from fedota.runtime.protocol import Claim, Held, ModelRef, Told
 from services.rounds import domain
 

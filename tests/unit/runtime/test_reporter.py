@@ -110,18 +110,24 @@ async def test_a_refused_report_ends_it() -> None:
 
 
 async def test_of_mere_counts_only_the_latest_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a while; a new stage makes them worthless."""
+    """After a while, and only when they are not what was told last."""
     monkeypatch.setattr(reporter, "_PACE", 0.05)
-    log = Log()
-    one = Reporter(log.send, 0)
+    log, now = Log(), update("selection")
+    one = Reporter(log.send, 0, lambda: now)
     one.tell(update("selection"))
     async with sending(one):
         await log.has(1)
+        one.counts_changed()  # but they are what was told
         for waiting in range(1, 6):
-            one.tell_counts(update("selection", waiting))
+            now = update("selection", waiting)
+            one.counts_changed()
         assert one.waiting == 1
         await log.has(2)
-        one.tell_counts(update("selection", 6))
-        one.tell(update("configuration"))
+        now = update("configuration", 5)
+        one.tell(now)
+        one.counts_changed()
         await log.has(3)
-    assert log.recorded == [(1, "selection", 0), (2, "selection", 5), (3, "configuration", 0)]
+        now = update("reporting", 1)
+        one.counts_changed()
+        await log.has(4)
+    assert log.recorded == [(1, "selection", 0), (2, "selection", 5), (3, "configuration", 5), (4, "reporting", 1)]

@@ -9,8 +9,8 @@ import pytest
 
 from fedota.events.problems import Plan
 from fedota.events.rounds import Checkpoint, Refusal, RoundUpdated
-from fedota.runtime.coordinator import rounds
-from fedota.runtime.coordinator.rounds import (
+from fedota.runtime.coordinator import rounds, words
+from fedota.runtime.coordinator.state import (
     Aggregated,
     Awoken,
     Event,
@@ -110,6 +110,10 @@ class Runner:
         self.then(Aggregated(result=result))
         return self.then(Stored(checkpoint=CHECKPOINT))
 
+    def phase(self) -> str:
+        """Where the round is."""
+        return self.state.phase
+
     @property
     def stages(self) -> list[str]:
         """The stages that were reported."""
@@ -126,7 +130,7 @@ def selecting(plan_: Plan | None = None) -> Runner:
     runner = Runner(plan_ or plan())
     runner.told("a")
     runner.told("b")
-    assert runner.state.phase == "selection"
+    assert runner.phase() == "selection"
     return runner
 
 
@@ -137,7 +141,7 @@ def reporting(plan_: Plan | None = None) -> Runner:
     runner.told("b", 1)
     runner.told("a", selected=2)
     runner.told("b", selected=1)
-    assert runner.state.phase == "reporting"
+    assert runner.phase() == "reporting"
     return runner
 
 
@@ -146,7 +150,7 @@ def collecting(plan_: Plan | None = None) -> Runner:
     runner = reporting(plan_)
     runner.told("a", selected=2, reported=2)
     runner.told("b", selected=1, reported=1)
-    assert runner.state.phase == "collecting"
+    assert runner.phase() == "collecting"
     return runner
 
 
@@ -178,7 +182,7 @@ def test_the_last_round_is_final() -> None:
     runner.stored()
     assert (runner.reports[-1].stage, runner.reports[-1].final) == ("completed", True)
     assert runner.said.endswith("the training is finished")
-    assert runner.state.phase == "finished"
+    assert runner.phase() == "finished"
     assert rounds.orders(runner.rules, runner.state, "a", "a").finished == "The training is finished."
     runner.told("a", 5, after=1000)
     assert runner.reports[-1].final
@@ -190,17 +194,17 @@ def test_reasons_say_what_is_waited_for() -> None:
     assert runner.said == "0 of 2 selectors are here; waits for the others until 08:00:05 UTC"
     runner.told("a")
     runner.told("b", 2)
-    assert rounds.reason(runner.rules, runner.state) == "2 of 5 clients are here; waits for 3 more until 08:10:00 UTC"
+    assert words.reason(runner.rules, runner.state) == "2 of 5 clients are here; waits for 3 more until 08:10:00 UTC"
     runner.told("a", 3)
     assert runner.said == "5 clients are being selected and told what to do"
     runner.told("b", selected=2)
     runner.told("a", selected=3)
     assert runner.said == "0 of 3 clients have reported; waits for 3 more until 08:01:00 UTC"
     runner.told("b", selected=2, reported=1)
-    assert rounds.reason(runner.rules, runner.state).startswith("1 of 3 clients have reported; waits for 2 more")
+    assert words.reason(runner.rules, runner.state).startswith("1 of 3 clients have reported; waits for 2 more")
     runner.told("a", selected=3, reported=2)
     assert (
-        rounds.reason(runner.rules, runner.state) == "3 of 3 clients have reported; their selectors hand the sums over"
+        words.reason(runner.rules, runner.state) == "3 of 3 clients have reported; their selectors hand the sums over"
     )
 
 
@@ -240,9 +244,9 @@ def test_selection_times_out(fraction: float, waiting: int, phase: str, said: st
     for _ in range(60):
         runner.told("a", waiting, after=9.9)
         runner.told("b")
-    assert runner.state.phase == "selection" and runner.state.attempt == 1
+    assert runner.phase() == "selection" and runner.state.attempt == 1
     runner.told("a", waiting, after=6)
-    assert runner.state.phase == phase
+    assert runner.phase() == phase
     assert said in [one.reason for one in runner.reports]
 
 
@@ -262,7 +266,7 @@ def test_reporting_times_out(changes: dict[str, Any], reported: int, outcome: st
     for _ in range(6):
         runner.told("a", selected=2, reported=reported, after=9.9)
         runner.told("b", selected=1)
-    assert runner.state.phase == "reporting"
+    assert runner.phase() == "reporting"
     runner.then(Tick(), 0.6)
     if outcome == "abandoned":
         abandoned = runner.reports[-2]
@@ -271,9 +275,9 @@ def test_reporting_times_out(changes: dict[str, Any], reported: int, outcome: st
         assert abandoned.reason == (
             f"abandoned: {reported} of 3 reported within 60 seconds, at least {needed} were needed"
         )
-        assert (runner.state.phase, runner.state.attempt) == ("selection", 2)
+        assert (runner.phase(), runner.state.attempt) == ("selection", 2)
     else:
-        assert runner.state.phase == "collecting"
+        assert runner.phase() == "collecting"
 
 
 def test_when_all_selected_have_reported_nobody_is_waited_for() -> None:
@@ -284,18 +288,18 @@ def test_when_all_selected_have_reported_nobody_is_waited_for() -> None:
         runner.told("a", 2, after=9.9)
         runner.told("b")
     runner.told("a", selected=2)
-    assert runner.state.phase == "reporting"
+    assert runner.phase() == "reporting"
     runner.told("a", selected=2, reported=2)
-    assert runner.state.phase == "collecting"
+    assert runner.phase() == "collecting"
 
 
 def test_the_last_attempt_is_final() -> None:
     """Then the training ends, and clients are told why."""
     runner = selecting()
     runner.then(Tick(), 601)
-    assert (runner.state.phase, runner.state.attempt) == ("selection", 2)
+    assert (runner.phase(), runner.state.attempt) == ("selection", 2)
     runner.then(Tick(), 600)
-    assert runner.state.phase == "finished"
+    assert runner.phase() == "finished"
     last = runner.reports[-1]
     assert (last.stage, last.attempt, last.final) == ("abandoned", 2, True)
     assert last.reason == (
@@ -341,7 +345,7 @@ def test_orders_follow_the_round() -> None:
     runner.then(Aggregated(result=result))
     assert orders().work.collect and orders().model == NEXT, "the next model can be fetched meanwhile"
     runner.then(Trouble(reason="the store is down"))
-    assert "the store is down" in rounds.reason(runner.rules, runner.state)
+    assert "the store is down" in words.reason(runner.rules, runner.state)
     runner.then(Stored(checkpoint=CHECKPOINT))
     assert orders().work is None
     assert (orders().last.counted, orders("stranger").last.counted) == (True, False)
@@ -377,7 +381,7 @@ def test_a_selector_that_comes_again_has_lost_its_sum() -> None:
     assert runner.claim("t2", issuer="a", life="b", name="a") == "granted"
     runner.told("a", life="a2", selected=0, reported=1, claimed=["t1"])
     runner.told("b", selected=1, reported=2, claimed=["t2"])
-    assert runner.state.phase == "collecting"
+    assert runner.phase() == "collecting"
 
 
 def test_a_selector_that_is_silent_is_lost() -> None:
@@ -408,14 +412,14 @@ def test_a_sum_that_is_lost_while_it_is_collected_opens_the_round_again() -> Non
     runner.handed("b", 1)
     assert runner.claim("t1", issuer="a", life="b") == "wait"
     runner.told("a", life="a2")
-    assert runner.state.phase == "reporting"
+    assert runner.phase() == "reporting"
     assert runner.said == "1 of 3 clients have reported; waits for 2 more until 08:01:00 UTC"
     work = rounds.orders(runner.rules, runner.state, "b", "b").work
     assert work is not None and not work.collect
     assert runner.claim("t1", issuer="a", life="b") == "granted"
     assert runner.claim("t2", issuer="a", life="b") == "granted"
     runner.told("b", selected=1, reported=3, claimed=["t1", "t2"])
-    assert runner.state.phase == "collecting"
+    assert runner.phase() == "collecting"
     runner.told("a", life="a2", selected=0, closed=True)
     assert runner.handed("b", 3).phase == "aggregating"
 
@@ -424,11 +428,11 @@ def test_collecting_ends_without_those_who_do_not_hand_over() -> None:
     """With the minimum count the round completes without them."""
     runner = collecting(plan(minimum_fraction=0.6))
     runner.handed("a", 2)
-    assert runner.state.phase == "collecting"
+    assert runner.phase() == "collecting"
     for _ in range(6):
         runner.told("b", selected=1, reported=1, after=10)
         runner.told("a", selected=2, reported=2)
-    assert runner.state.phase == "aggregating"
+    assert runner.phase() == "aggregating"
     assert runner.state.cohort is not None and runner.state.cohort.reported == 2
 
 
@@ -450,9 +454,9 @@ def test_a_coordinator_that_was_restarted_takes_the_cohort_up() -> None:
     runner = Runner(plan(), now=NOW + 10)
     runner.now = NOW + 10
     runner.then(Told(name="a", life="a", waiting=9, held=held))
-    assert runner.state.phase == "settling"
+    assert runner.phase() == "settling"
     runner.then(Told(name="b", life="b", waiting=0, held=before.part(selected=1)))
-    assert runner.state.phase == "reporting"
+    assert runner.phase() == "reporting"
     assert runner.stages == ["1.1 selection", "1.1 configuration", "1.1 reporting"]
     cohort = runner.state.cohort
     assert cohort is not None
@@ -467,7 +471,7 @@ def test_a_cohort_of_something_else_is_not_taken_up(differs: dict[str, Any]) -> 
     runner = Runner(plan())
     runner.then(Told(name="a", life="a", waiting=0, held=before.part(selected=2, **differs)))
     runner.told("b")
-    assert (runner.state.phase, runner.state.cohort) == ("selection", None)
+    assert (runner.phase(), runner.state.cohort) == ("selection", None)
 
 
 def test_selectors_keep_what_they_hold_while_the_coordinator_settles() -> None:
@@ -496,10 +500,10 @@ def test_a_cohort_is_taken_up_though_a_selector_was_lost_with_the_coordinator() 
     runner = Runner(plan())
     runner.told("a", life="a2")
     runner.then(Told(name="b", life="b", waiting=0, held=before.part(selected=1, reported=1)))
-    assert runner.state.phase == "reporting"
+    assert runner.phase() == "reporting"
     assert [runner.claim(ticket, issuer="a", life="b") for ticket in ("t1", "t2")] == ["granted", "granted"]
     runner.told("b", selected=1, reported=3, claimed=["t1", "t2"])
-    assert runner.state.phase == "collecting"
+    assert runner.phase() == "collecting"
 
 
 def test_refusals_and_organizations_are_reported() -> None:
@@ -508,7 +512,7 @@ def test_refusals_and_organizations_are_reported() -> None:
     refusal = Refusal(organization="org 1", code="update_malformed", detail="no")
     runner.told("a", selected=2, reported=1, organizations=["org 2"], examples=5, refusals=[refusal])
     runner.told("b", selected=1, reported=1, organizations=["org 1", "org 2"], examples=6)
-    report = rounds.report(runner.rules, runner.state, runner.now)
+    report = words.report(runner.rules, runner.state, runner.now)
     assert (report.participants, report.examples, report.refusals) == (["org 1", "org 2"], 11, [refusal])
 
 
