@@ -143,7 +143,7 @@ class Platform:
 
     def start(self, plan: Plan, organizations: int = 50) -> None:
         """The problem is started, and `org 1` and so on take part in it."""
-        members: dict[str, rounds.Membership] = {f"org {number}": "approved" for number in range(1, organizations + 1)}
+        members = {f"org {number}": True for number in range(1, organizations + 1)}
         run = rounds.Run(number=1, plan=plan, cause=uuid7(), correlation=uuid7())
         self.state = rounds.State(run=run, members=members)
 
@@ -166,8 +166,7 @@ class Platform:
             self.repeated += 1
             return Reported(position=update.report)
         self.reports += rounds.decide(self.state, self.reports[-1] if self.reports else None, update)
-        self.state = msgspec.structs.replace(self.state, attempt=rounds.attempt_of(update))
-        return Reported(position=update.report)
+        return Reported(position=update.report, revoked=self.state.revoked)
 
     def _resume(self, data: bytes) -> Resume:
         self.resumed += 1
