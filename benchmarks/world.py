@@ -147,7 +147,7 @@ async def launched(directory: Path, module: str, settings: Mapping[str, Any]) ->
 
 
 def an_event(problem_id: str, report: int = 1) -> RoundUpdated:
-    """A report of a round, whose data is 1.1 KB of JSON."""
+    """A report of a round, of 1.1 KB as it is stored."""
     refusals = [
         Refusal(
             organization=f"Hospital {letter}",

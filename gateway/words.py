@@ -34,7 +34,7 @@ def _said(data: EventData) -> str:
             names = ", ".join(file.name for file in data.files)
             return f"Stored and verified: {names}"
         case storage.FilesRejected():
-            names = ", ".join(f"{file.name} ({file.reason})" for file in data.files)
+            names = ", ".join(f"{file.name} ({file.reason.rstrip('.')})" for file in data.files)
             return f"Rejected: {names}"
         case storage.FilesDeleted():
             return f"Deleted: {', '.join(data.names)}"

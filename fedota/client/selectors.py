@@ -52,7 +52,13 @@ class Selectors:
     async def check_in(self, ticket: str | None) -> CheckedIn:
         """Wait to be told what to do; `ticket` is of the update that is kept."""
         headers = {TICKET: ticket} if ticket else {}
-        body = await self._ask("POST", CHECK_IN, headers=headers, timeout=_POLL)
+        url = self._urls[0]
+        try:
+            body = await self._ask("POST", CHECK_IN, headers=headers, timeout=_POLL)
+        except FedotaError as error:
+            if error.problem.code in ("not_found", "method_not_allowed"):
+                raise ClientError(f"{url} is not a selector. Download the join kit again.") from None
+            raise
         try:
             return _decode_answer(body)
         except msgspec.DecodeError:

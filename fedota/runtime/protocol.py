@@ -179,7 +179,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
 
     Without `work` a selector drops what it holds, unless the coordinator is `settling`: it has been restarted and does
     not know yet. `model` is what the next work will need. A `life` that is `lost` was taken for dead: nothing that it
-    holds counts any more, so its selector begins another one.
+    holds counts any more, so its selector begins another one. Nothing more is taken of those that are `revoked`.
     """
 
     life: str
@@ -190,6 +190,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     lost: bool = False
     last: Concluded | None = None
     finished: str | None = None
+    revoked: list[str] = []
 
 
 Metrics = Annotated[

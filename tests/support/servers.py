@@ -2,20 +2,22 @@
 
 import os
 import secrets
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
+from testcontainers.core.container import DockerContainer
 
-from fedota.kernel.files import private_directory, write_private
+from fedota.kernel.files import write_private
 from fedota.kernel.nats_accounts import Permissions
 from fedota.local.nats_server import nats_server, platform_keys
 from fedota.local.seaweedfs import S3Access, seaweedfs
 from fedota.local.servers import Servers, embedded
 from fedota.local.state import DataDirectory
+from tests.support.waiting import until
 
 ANYTHING: Final = "anything"  # a user of the platform's account whom nothing is denied; only tests have one
 
@@ -52,7 +54,7 @@ async def running_servers(directory: Path) -> AsyncIterator[RunningServers]:
     kind = os.environ.get("FEDOTA_TEST_SERVERS", "embedded")
     data = DataDirectory(directory)
     if kind == "containers":
-        with _containers(data) as servers:
+        async with _containers(data) as servers:
             yield RunningServers.of(servers)
     elif kind == "embedded":
         async with embedded(data) as servers:
@@ -61,34 +63,39 @@ async def running_servers(directory: Path) -> AsyncIterator[RunningServers]:
         raise ValueError(f"FEDOTA_TEST_SERVERS is {kind!r}: say embedded or containers")
 
 
-@contextmanager
-def _containers(data: DataDirectory) -> Iterator[Servers]:
+@asynccontextmanager
+async def _containers(data: DataDirectory) -> AsyncIterator[Servers]:
     """The same servers as images, with the same configuration; their ports and files are those of this machine."""
-    from testcontainers.core.container import DockerContainer
-    from testcontainers.core.waiting_utils import wait_for_logs
-
+    password, port = data.secret("postgres"), data.port("postgres")
+    database = f"postgresql://postgres:{password}@127.0.0.1:{port}/postgres"
     bus, nats = nats_server(data)
     store, s3 = seaweedfs(data)
-    password = data.secret("postgres")
+    postgres = DockerContainer("postgres:18", network_mode="host").with_envs(
+        POSTGRES_PASSWORD=password, PGPORT=f"{port}"
+    )
     with (
-        DockerContainer("postgres:18", network_mode="host")
-        .with_envs(POSTGRES_PASSWORD=password, PGPORT=str(port := data.port("postgres")))
-        .with_command("-c listen_addresses=127.0.0.1") as database,
-        _beside(DockerContainer("nats:2.15", network_mode="host"), bus.directory, "-c", bus.argv[-1]) as messages,
-        _beside(
-            DockerContainer("chrislusf/seaweedfs:4.48", network_mode="host"), store.directory, *store.argv[1:]
-        ) as blobs,
+        postgres.with_envs(POSTGRES_PASSWORD=password, PGPORT=str(port)).with_command("-c listen_addresses=127.0.0.1"),
+        _configured("nats:2.15", bus.directory, *bus.argv[1:]),
+        _configured("chrislusf/seaweedfs:4.48", store.directory, *store.argv[1:]),
     ):
-        wait_for_logs(database, "database system is ready to accept connections")
-        wait_for_logs(messages, "Server is ready")
-        wait_for_logs(blobs, "running and ready to use")
-        yield Servers(f"postgresql://postgres:{password}@127.0.0.1:{port}/postgres", nats, s3)
+        for ready in (lambda: _accepts(database), bus.ready, store.ready):
+            await until(ready, "a container answers")
+        yield Servers(database, nats, s3)
 
 
-def _beside(container: "DockerContainer", directory: Path, *arguments: str) -> "DockerContainer":  # type: ignore[name-defined]  # noqa: F821
+def _configured(image: str, directory: Path, *arguments: str) -> DockerContainer:
     """A container that finds its configuration where it stands on this machine."""
-    path = str(private_directory(directory))
-    return container.with_volume_mapping(path, path, "rw").with_kwargs(working_dir=path).with_command(list(arguments))
+    path = str(directory)
+    container = DockerContainer(image, network_mode="host", working_dir=path)
+    return container.with_volume_mapping(path, path, "rw").with_command(list(arguments))
+
+
+async def _accepts(url: str) -> bool:
+    try:
+        await (await asyncpg.connect(url, timeout=5)).close()
+    except (OSError, asyncpg.PostgresError, TimeoutError):
+        return False
+    return True
 
 
 @asynccontextmanager

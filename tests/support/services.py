@@ -5,8 +5,8 @@ records as their owners.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -29,11 +29,11 @@ from fedota.kernel.relay import Relay
 from fedota.kernel.service import Service, serving
 from fedota.kernel.settings import ProcessSettings, Secret
 from tests.support.servers import RunningServers
+from tests.support.waiting import until
 
 OWNERS: Final = ("problems", "storage", "orchestrator", "rounds")
 _PASSWORD: Final = "made-up"
-_PATIENCE: Final = 20.0  # seconds that a test waits for what must happen
-_PAUSE: Final = 0.02  # seconds between two looks
+__all__ = ["OWNERS", "Platform", "Running", "forget_stream", "new_id", "running", "until"]
 S = TypeVar("S", bound=ProcessSettings)
 
 
@@ -142,17 +142,6 @@ async def running(create_app: Callable[[S], web.Application], settings: S) -> As
     app = create_app(settings)
     async with serving(app, "127.0.0.1", 0) as url:
         yield Running(app, url)
-
-
-async def until(look: Callable[[], Awaitable[Any]], what: str = "") -> Any:
-    """What `look` (an async function without arguments) gives as soon as that is true."""
-    last: Any = None
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_PATIENCE):
-            while not (last := await look()):  # noqa: ASYNC110 - another process changes what it looks at
-                await asyncio.sleep(_PAUSE)
-            return last
-    raise AssertionError(f"still not so after {_PATIENCE:.0f} s: {what or look}; last seen: {last!r}")
 
 
 async def forget_stream(url: str, credentials: Path) -> None:

@@ -25,6 +25,7 @@ from fedota.runtime.coordinator.state import (
     Presence,
     Reports,
     Result,
+    Revoked,
     Rules,
     Spoiled,
     State,
@@ -99,6 +100,8 @@ def _took(rules: Rules, state: State, event: Event, now: float) -> State:
             return _changed(state, cohort=_lose(cohort, life)) if cohort and cohort.id == id_ else state
         case Aggregated(result=result) if state.phase == "aggregating":
             return _changed(state, phase="storing", result=result)
+        case Revoked(organizations=organizations):
+            return _changed(state, revoked=organizations)
         case Trouble(reason=reason):
             return _changed(state, trouble=reason)
     return state
@@ -401,6 +404,7 @@ def orders(rules: Rules, state: State, name: str, life: str) -> Orders:
         lost=cohort is not None and life in cohort.lost,
         last=Concluded(cohort=last.id, counted=state.completed and _is_handed(last, life)) if last else None,
         finished=state.finished,
+        revoked=state.revoked,
     )
 
 

@@ -102,6 +102,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     completed: bool = False  # whether `concluded` is part of a checkpoint
     result: Result | None = None
     finished: str | None = None
+    revoked: list[str] = []
     trouble: str = ""  # why the checkpoint is not stored yet
 
     @property
@@ -145,11 +146,17 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: Checkpoint
 
 
+class Revoked(msgspec.Struct, frozen=True, kw_only=True):
+    """These organizations, and no others, take part no more."""
+
+    organizations: list[str]
+
+
 class Trouble(msgspec.Struct, frozen=True, kw_only=True):
     """The checkpoint could not be stored yet."""
 
     reason: str
 
 
-Event = Tick | Awoken | Told | Claim | Handed | Spoiled | Aggregated | Stored | Trouble
+Event = Tick | Awoken | Told | Claim | Handed | Spoiled | Aggregated | Stored | Revoked | Trouble
 Reports = list[RoundUpdated]

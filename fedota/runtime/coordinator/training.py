@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from fedota.contracts.runtime import CoordinatorSettings, Resume
+from fedota.contracts.runtime import CoordinatorSettings, Report, Resume
 from fedota.errors import FedotaError
 from fedota.events import to_json
 from fedota.events.problems import ModelFile
@@ -28,6 +28,7 @@ from fedota.runtime.coordinator.state import (
     Event,
     Handed,
     Result,
+    Revoked,
     Rules,
     Spoiled,
     Stored,
@@ -78,7 +79,8 @@ class Training:
             self._layout = read_layout(self.model_file(begins.sha256))
         except FedotaError as error:
             raise StartError(f"The model {begins.key} cannot be trained: {error.problem.detail}") from None
-        self.reporter = Reporter(platform.report, resume.report, self._counts)
+        self._platform = platform
+        self.reporter = Reporter(self._send, resume.report, self._counts)
         self._begin(resume)
         _log.info("training", round=resume.round, attempt=resume.attempt, finished=resume.finished)
 
@@ -103,6 +105,7 @@ class Training:
             return
         self.state, reports = rounds.start(self._rules, **where, now=time.time())
         self._tell(reports)
+        self.happened(Revoked(organizations=resume.revoked))
 
     def model_file(self, sha256: str) -> Path:
         """Where the weights with this digest lie while they are in use."""
@@ -172,6 +175,10 @@ class Training:
             self.halted = error
             _log.critical("a report was refused: the training stops", error=str(error))
             await asyncio.Event().wait()  # it is for a person to see why, and starting again would not change it
+
+    async def _send(self, report: Report) -> None:
+        reported = await self._platform.report(report)
+        self.happened(Revoked(organizations=reported.revoked))
 
     async def check(self) -> None:
         """Raise when the training has stopped."""

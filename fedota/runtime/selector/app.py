@@ -3,7 +3,8 @@
 import asyncio
 import math
 import re
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -101,10 +102,12 @@ class Doors:
 
     def _organization(self, request: web.Request) -> str:
         try:
-            return participation.verify(self._settings.token_key, bearer(request), self._settings.problem_id)
+            organization = participation.verify(self._settings.token_key, bearer(request), self._settings.problem_id)
+            self._selecting.require_participation(organization)
         except FedotaError as error:
             self._refused.labels(error.problem.code).inc()
             raise
+        return organization
 
     def _ticket(self, request: web.Request, organization: str) -> Ticket:
         return self._selecting.tickets.read(request.headers.get(TICKET), organization)
@@ -138,10 +141,24 @@ class Doors:
         if self._uploads >= _MOST_UPLOADS:
             raise FedotaError("unavailable", "Too many updates come at once. Send it again.", retry_after=2)
         cohort.require_open(ticket)
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self._receiving(cohort, ticket))
+            buffer = await stack.enter_async_context(buffers.one())
+            size = await read_body(request, buffer)
+            # From here on the client may go: what works on the buffer must end before another update comes into it.
+            owned = stack.pop_all()
+        task = asyncio.create_task(self._count(owned, ticket, cohort, buffer[:size], examples, metrics))
+        self._tasks.add(task)
+        task.add_done_callback(self._counted)
+        await asyncio.shield(task)
+
+    @contextmanager
+    def _receiving(self, cohort: Cohort, ticket: Ticket) -> Iterator[None]:
+        """The update of this ticket is on its way in, and no other is taken for it."""
         cohort.receiving.add(ticket.id)
         self._uploads += 1
         try:
-            await self._receive(request, ticket, cohort, buffers, examples, metrics)
+            yield
         finally:
             self._uploads -= 1
             cohort.receiving.discard(ticket.id)
@@ -156,25 +173,6 @@ class Doors:
                 raise FedotaError("already_reported", "Another selector has this update in its sum; it counts once.")
             case "over":
                 raise FedotaError("round_over", "The round takes no more updates. Check in for the next one.")
-
-    async def _receive(
-        self,
-        request: web.Request,
-        ticket: Ticket,
-        cohort: Cohort,
-        buffers: Buffers,
-        examples: int,
-        metrics: dict[str, float],
-    ) -> None:
-        async with AsyncExitStack() as stack:
-            buffer = await stack.enter_async_context(buffers.one())
-            size = await read_body(request, buffer)
-            # From here on the client may go: what works on the buffer must end before another update comes into it.
-            owned = stack.pop_all()
-        task = asyncio.create_task(self._count(owned, ticket, cohort, buffer[:size], examples, metrics))
-        self._tasks.add(task)
-        task.add_done_callback(self._counted)
-        await asyncio.shield(task)
 
     def _counted(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -192,6 +190,7 @@ class Doors:
     ) -> None:
         async with owned:
             tensors = await asyncio.to_thread(checked, cohort.layout, body)
+            self._selecting.require_participation(ticket.organization)
             await cohort.count(ticket, tensors, examples, metrics)
         self._accepted.inc()
         self._selecting.changed()

@@ -30,6 +30,8 @@ class Cohort:
         self.claimed: set[str] = set()
         self.refusals: list[Refusal] = []
         self._sum: WeightedSum | None = None
+        self._examples = 0
+        self._organizations: set[str] = set()
         self.lock = asyncio.Lock()
 
     @property
@@ -45,9 +47,9 @@ class Cohort:
     def require_open(self, ticket: Ticket) -> None:
         """Raise unless an update with this ticket would be accepted now."""
         if ticket.id in self.accepted or ticket.id in self.receiving:
-            raise FedotaError("already_reported", "This update was sent before and is in the sum; it counts once.")
+            raise _already_reported()
         if self.closed:
-            raise FedotaError("round_over", "The round takes no more updates. Check in for the next one.")
+            raise _round_over()
 
     def unused_ticket(self, who: Waiting) -> str | None:
         """The ticket that a client got and has not used: perhaps it never heard of it."""
@@ -58,12 +60,16 @@ class Cohort:
     ) -> None:
         """Add a checked update. Raises `round_over` when the cohort was closed meanwhile."""
         async with self.lock:
+            if ticket.id in self.accepted:  # sent twice, each time by a client that did not wait for the answer
+                raise _already_reported()
             if self.closed:
-                raise FedotaError("round_over", "The round takes no more updates. Check in for the next one.")
+                raise _round_over()
             await asyncio.to_thread(self._add, update, examples)
             self.accepted[ticket.id] = Contribution(
                 ticket=ticket.id, organization=ticket.organization, examples=examples, metrics=metrics
             )
+            self._examples += examples
+            self._organizations.add(ticket.organization)
             self.issued.pop(Waiting(ticket.organization, ticket.client), None)
 
     def _add(self, update: Mapping[str, Array], examples: int) -> None:
@@ -89,8 +95,8 @@ class Cohort:
             deadline=self.work.deadline,
             selected=self.selected,
             reported=len(self.accepted),
-            examples=sum(one.examples for one in self.accepted.values()),
-            organizations=sorted({one.organization for one in self.accepted.values()}),
+            examples=self._examples,
+            organizations=sorted(self._organizations),
             refusals=list(self.refusals),
             claimed=sorted(self.claimed & self.accepted.keys()),
             closed=self.closed,
@@ -99,3 +105,11 @@ class Cohort:
     def meta(self, life: str) -> Meta:
         """What goes before the numbers."""
         return Meta(cohort=self.work.cohort, life=life, contributions=list(self.accepted.values()))
+
+
+def _already_reported() -> FedotaError:
+    return FedotaError("already_reported", "This update was sent before; it counts once.")
+
+
+def _round_over() -> FedotaError:
+    return FedotaError("round_over", "The round takes no more updates. Check in for the next one.")

@@ -6,7 +6,7 @@ import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import aiohttp
 import msgspec
@@ -29,6 +29,7 @@ from fedota.runtime.protocol import (
 )
 from fedota.runtime.tensors import room
 
+A = TypeVar("A")
 _SHORT: Final = aiohttp.ClientTimeout(total=10)
 _LONG: Final = aiohttp.ClientTimeout(total=3600, sock_connect=5)  # a body that stalls is noticed sooner
 
@@ -66,11 +67,11 @@ class Link:
                 self._tag = reply.headers.get("ETag", "")
         except (aiohttp.ClientError, TimeoutError) as error:
             raise _unavailable(error) from None
-        return msgspec.json.decode(body, type=Orders)
+        return _decoded(body, Orders)
 
     async def claim(self, claim: Claim) -> Claimed:
         """Ask whether an update may be accepted here that another selector had asked for."""
-        return msgspec.json.decode(await self._send("POST", CLAIMS, to_json(claim), _SHORT), type=Claimed)
+        return _decoded(await self._send("POST", CLAIMS, to_json(claim), _SHORT), Claimed)
 
     async def hand_over(self, meta: Meta, numbers: memoryview) -> None:
         """Send a sum."""
@@ -124,6 +125,13 @@ async def _checked(reply: aiohttp.ClientResponse) -> bytes:
         raise FedotaError.of(msgspec.json.decode(body, type=Problem))
     except msgspec.DecodeError:
         raise FedotaError("unavailable", f"The coordinator answered with {reply.status}.") from None
+
+
+def _decoded(body: bytes, kind: type[A]) -> A:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.DecodeError:
+        raise FedotaError("unavailable", "Something else answers at the coordinator's address.") from None
 
 
 def _unavailable(error: Exception) -> FedotaError:

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final, NamedTuple
 
 MOST_WAITING: Final = 10_000
@@ -63,10 +63,10 @@ class Pool:
         self._changed()
         return len(chosen)
 
-    def dismiss(self) -> None:
-        """Answer everybody: there is nothing to wait for."""
-        for waiter in self._waiters.values():
+    def dismiss(self, organizations: Collection[str] | None = None) -> None:
+        """Answer everybody, or those of some organizations: there is nothing for them to wait for."""
+        for who in [who for who in self._waiters if organizations is None or who.organization in organizations]:
+            waiter = self._waiters.pop(who)
             if not waiter.done():
                 waiter.set_result(None)
-        self._waiters.clear()
         self._changed()

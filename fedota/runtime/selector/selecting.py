@@ -97,6 +97,7 @@ class Selecting:
             if orders is not None:
                 self._orders = orders
                 self._ordered.set()
+                self.pool.dismiss(orders.revoked)
 
     async def tell(self) -> None:
         """Say how things stand after each change, and now and then."""
@@ -230,6 +231,13 @@ class Selecting:
 
     # Towards clients.
 
+    def require_participation(self, organization: str) -> None:
+        """Raise when the organization takes part no more, though its token is good for longer."""
+        if self._orders is not None and organization in self._orders.revoked:
+            raise FedotaError(
+                "token_refused", f"The participation of {organization} was revoked. The problem's page says why."
+            )
+
     def model_file(self, sha256: str) -> Path:
         """Where a model lies."""
         return self._models / f"{sha256}.safetensors"
@@ -246,6 +254,7 @@ class Selecting:
             if len(self.pool) >= MOST_WAITING:
                 return ComeBack(seconds=_FULL * random.uniform(0.5, 1.5), update=self._fate(ticket))  # noqa: S311
             signed = await self.pool.wait(who, _HOLD)
+        self.require_participation(who.organization)
         if signed is not None and (selected := self._selected(signed, self._fate(ticket))) is not None:
             return selected
         if self._finished:

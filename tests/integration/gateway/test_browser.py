@@ -25,19 +25,19 @@ from tests.support.servers import RunningServers
 
 playwright = pytest.importorskip("playwright.async_api", reason="the browser tests need playwright: pip install it")
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_PATH = os.environ.get("FEDOTA_TEST_BROWSER") or next(filter(None, map(shutil.which, _NAMES)), None)
+pytestmark = pytest.mark.skipif(
+    _PATH is None, reason=f"the browser tests need one of {', '.join(_NAMES)}, or FEDOTA_TEST_BROWSER"
+)
 _QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
 
 
 @pytest.fixture(scope="session")
 async def browser() -> AsyncIterator[Any]:
     """A headless browser."""
-    named = os.environ.get("FEDOTA_TEST_BROWSER")
-    path = named or next(filter(None, map(shutil.which, _NAMES)), None)
-    if path is None:
-        pytest.skip(f"the browser tests need one of {', '.join(_NAMES)}, or FEDOTA_TEST_BROWSER")
     arguments = ["--no-sandbox", "--disable-gpu", *_QUIET]
     async with playwright.async_playwright() as driver:
-        launched = await driver.chromium.launch(executable_path=path, args=arguments)
+        launched = await driver.chromium.launch(executable_path=_PATH, args=arguments)
         yield launched
         await launched.close()
 
@@ -143,7 +143,7 @@ async def test_a_file_goes_from_the_browser_to_the_object_store(
         platform.slot = slot
         async with signed_in(browser, platform, "setter", f"/problems/{problem_id}") as page:
             await page.set_input_files("[name=model]", model)
-            await page.click("text=Upload >> nth=-1")
+            await page.click(".upload button")
             await until_shown(page, "heading", "ready")
         stored = await blobs.read(key)
     assert stored is not None

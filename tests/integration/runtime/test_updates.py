@@ -344,3 +344,24 @@ async def test_ready_and_metrics(world: World) -> None:
     assert (
         msgspec.json.decode((world.coordinator.directory / "ready.json").read_bytes())["url"] == world.coordinator.url
     )
+
+
+async def test_an_organization_that_is_revoked_takes_part_no_more(world: World) -> None:
+    """Whether it waits or has a ticket; what is in a sum stays, and the round goes on with others."""
+    async with reporting(world, plan(rounds=2)) as (one, gone):
+        waiting = Bare(one.http, world.selectors[0], world.token("org 2"), "another")
+        held = asyncio.create_task(waiting.check_in())
+        await until(lambda: world.platform.reports[-1].waiting == 1)
+        world.platform.state.members["org 2"] = False
+        assert (await one.send(body(1.0)))[0] == 200  # which is reported, and the answer tells
+        answer = await asyncio.wait_for(held, 10)
+        assert answer["code"] == "token_refused" and "The participation of org 2 was revoked" in answer["detail"]
+        await gone.refused("token_refused", body(), "was revoked")
+        assert (await gone.check_in())["code"] == "token_refused"
+        await world.coordinator.kill()
+        await world.selectors[0].kill()
+        await asyncio.gather(world.coordinator.start(), world.selectors[0].start())
+        async with asyncio.timeout(10):
+            while "code" not in (answer := await asyncio.wait_for(gone.check_in(), 30)):
+                assert answer["status"] == "come_back"
+        assert answer["code"] == "token_refused"

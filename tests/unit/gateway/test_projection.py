@@ -259,6 +259,16 @@ def test_each_type_has_a_sentence(name: str) -> None:
     assert said[-1] == "." and said[-2] != "." and name not in said
 
 
+def test_reasons_keep_one_full_stop() -> None:
+    """Words of others end with a full stop or without; the sentence around them has one."""
+    rejected = [
+        storage.RejectedFile(name="m", reason="It is cut off."),
+        storage.RejectedFile(name="n", reason="missing"),
+    ]
+    said = sentence(storage.FilesRejected(problem_id=_ID, files=rejected))
+    assert said == "Rejected: m (It is cut off), n (missing)."
+
+
 def _some(kind: Any) -> Any:
     match kind:
         case _ if kind is int:

@@ -60,7 +60,7 @@ class World:
         self.recorded: list[RoundUpdated] = []
         self.unrecorded: list[tuple[RoundUpdated, frozenset[str]]] = []
         self.counted: list[frozenset[str]] = []
-        members: dict[str, domain.Membership] = {"org": "approved"}
+        members = {"org": True}
         run = domain.Run(number=1, plan=PLAN, cause=UUID(int=0), correlation=UUID(int=0))
         self.log = domain.State(run=run, members=members)
         self.restart_coordinator()
@@ -94,7 +94,6 @@ class World:
         if self.unrecorded:
             report, counted = self.unrecorded.pop(0)
             report = msgspec.structs.replace(report, report=len(self.recorded) + 1)
-            self.log = msgspec.structs.replace(self.log, attempt=domain.attempt_of(report))
             self.recorded += domain.decide(self.log, self.recorded[-1] if self.recorded else None, report)
             if report.stage == "completed":
                 self.counted.append(counted)

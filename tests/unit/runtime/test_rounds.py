@@ -16,6 +16,7 @@ from fedota.runtime.coordinator.state import (
     Event,
     Handed,
     Result,
+    Revoked,
     Rules,
     Spoiled,
     State,
@@ -54,14 +55,14 @@ class Runner:
         self.now = NOW
         self.reports: list[RoundUpdated] = []
         run = domain.Run(number=1, plan=plan_, cause=UUID(int=0), correlation=UUID(int=0))
-        self.recorded = domain.State(run=run)
+        members = {f"org {number}": True for number in range(1, 4)}
+        self.recorded = domain.State(run=run, members=members)
         self.state, reports = rounds.start(self.rules, **{"round": 1, "attempt": 1, "base": BASE, "now": NOW, **where})
         self._record(reports)
 
     def _record(self, reports: list[RoundUpdated]) -> None:
         for one in reports:
             update = msgspec.structs.replace(one, report=len(self.reports) + 1)
-            self.recorded = msgspec.structs.replace(self.recorded, attempt=domain.attempt_of(update))
             self.reports += domain.decide(self.recorded, self.reports[-1] if self.reports else None, update)
 
     def then(self, event: Event, after: float = 0.0) -> State:
@@ -104,7 +105,7 @@ class Runner:
     def stored(self, reported: int = 3) -> State:
         """The sums come to a checkpoint, and that is stored."""
         participants = [f"org {number}" for number in range(reported)]
-        members = dict.fromkeys(participants, "approved")
+        members = dict.fromkeys(participants, True)
         self.recorded = msgspec.structs.replace(self.recorded, members=members)
         result = Result(model=NEXT, reported=reported, examples=30, participants=participants, metrics={"loss": 0.5})
         self.then(Aggregated(result=result))
@@ -341,7 +342,7 @@ def test_orders_follow_the_round() -> None:
     runner.handed("b", 1)
     assert orders().work.collect, "until the checkpoint is stored, the sum is kept"
     result = Result(model=NEXT, reported=3, examples=3, participants=["org 0"])
-    runner.recorded = msgspec.structs.replace(runner.recorded, members={"org 0": "approved"})
+    runner.recorded = msgspec.structs.replace(runner.recorded, members={"org 0": True})
     runner.then(Aggregated(result=result))
     assert orders().work.collect and orders().model == NEXT, "the next model can be fetched meanwhile"
     runner.then(Trouble(reason="the store is down"))
@@ -514,6 +515,15 @@ def test_refusals_and_organizations_are_reported() -> None:
     runner.told("b", selected=1, reported=1, organizations=["org 1", "org 2"], examples=6)
     report = words.report(runner.rules, runner.state, runner.now)
     assert (report.participants, report.examples, report.refusals) == (["org 1", "org 2"], 11, [refusal])
+
+
+def test_selectors_hear_who_was_revoked() -> None:
+    """And when somebody takes part again."""
+    runner = selecting()
+    runner.then(Revoked(organizations=["org 1"]))
+    assert rounds.orders(runner.rules, runner.state, "a", "a").revoked == ["org 1"]
+    runner.then(Revoked(organizations=[]))
+    assert rounds.orders(runner.rules, runner.state, "a", "a").revoked == []
 
 
 def test_a_finished_run_is_only_told_of() -> None:
