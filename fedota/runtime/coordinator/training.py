@@ -64,6 +64,7 @@ class Training:
         self._collector: tuple[str, Collector] | None = None
         self.halted: FedotaError | None = None
         self.closing = False
+        self._recorded = False  # the run's last report
         self._beat = time.monotonic()
 
     async def load(self, platform: Platform, objects: Objects, trouble: Any = lambda _: None) -> None:
@@ -100,6 +101,7 @@ class Training:
 
     def _begin(self, resume: Resume) -> None:
         where: dict[str, Any] = {"round": resume.round, "attempt": resume.attempt, "base": self._base}
+        self._recorded = resume.finished
         if resume.finished:
             self.state = rounds.over(**where, now=time.time())
             return
@@ -178,7 +180,9 @@ class Training:
 
     async def _send(self, report: Report) -> None:
         reported = await self._platform.report(report)
+        self._recorded = report.update.final
         self.happened(Revoked(organizations=reported.revoked))
+        self._wake()
 
     async def check(self) -> None:
         """Raise when the training has stopped."""
@@ -202,8 +206,12 @@ class Training:
         return sum_size(self._layout)
 
     def orders(self, name: str, life: str) -> Orders:
-        """What a selector should be doing now."""
-        return rounds.orders(self._rules, self.state, name, life)
+        """What a selector should be doing now.
+
+        Clients are sent home only once the last report is recorded: after a crash before that they are needed again.
+        """
+        orders = rounds.orders(self._rules, self.state, name, life)
+        return orders if self._recorded else msgspec.structs.replace(orders, finished=None)
 
     def claim(self, wanted: Claim) -> Claimed:
         """Whether a selector may accept the update of another one's ticket."""
