@@ -2,12 +2,16 @@
 
 import errno
 import os
+import secrets
 import socket
+from collections.abc import Container
 from pathlib import Path
 from typing import Final
 
 _LINES: Final = 20
 _TAIL: Final = 32 * 1024  # bytes
+_PORTS: Final = range(20_000, 32_000)  # Linux gives outgoing connections those from 32768 on, others higher ones
+_ATTEMPTS: Final = 1000
 
 
 def private_directory(path: Path) -> Path:
@@ -36,24 +40,28 @@ def last_lines(path: Path) -> list[str]:
         return []
 
 
-def usable_port(host: str, port: int) -> int:
-    """The port, or 0 (any) when somebody else has it now."""
+def free_port(host: str, wanted: int = 0, taken: Container[int] = ()) -> int:
+    """The wanted port if nobody has it, else another one that is free now and not `taken`.
+
+    It lies below the ports that outgoing connections get: none of those takes it while its server is down.
+    """
+    if wanted and wanted not in taken and is_free(host, wanted):
+        return wanted
+    for _ in range(_ATTEMPTS):
+        port = secrets.choice(_PORTS)
+        if port not in taken and is_free(host, port):
+            return port
+    raise OSError(errno.EADDRINUSE, f"no port of {host} between {_PORTS.start} and {_PORTS.stop} is free")
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether nobody has the port now. Raises `OSError` when the address is not one of this machine."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             if error.errno in (errno.EADDRINUSE, errno.EACCES):
-                return 0
+                return False
             raise
-    return port
-
-
-def free_port(host: str, wanted: int = 0) -> int:
-    """The wanted port if nobody has it, else any that is free now."""
-    if wanted and usable_port(host, wanted):
-        return wanted
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return True

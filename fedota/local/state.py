@@ -43,7 +43,8 @@ class DataDirectory:
 
     def port(self, name: str) -> int:
         """The port that `name` had before, or another one if somebody else has that now."""
-        port = free_port(HOST, self._remembered.ports.get(name, 0))
+        others = {port for other, port in self._remembered.ports.items() if other != name}
+        port = free_port(HOST, self._remembered.ports.get(name, 0), others)
         self._remembered.ports[name] = port
         self._save()
         return port

@@ -13,7 +13,7 @@ import msgspec
 
 from fedota.contracts.runtime import CoordinatorSettings, Ready, SelectorSettings
 from fedota.events import to_json, uuid7
-from fedota.kernel.files import last_lines, private_directory, usable_port, write_private
+from fedota.kernel.files import free_port, last_lines, private_directory, write_private
 from fedota.kernel.processes import Guarded, spawn
 from services.orchestrator.domain import Death, Failure
 from services.orchestrator.launchers.files import ALIVE, LOG, READY, SETTINGS, locked, recall
@@ -139,7 +139,7 @@ class Component:
         async with locked(directory / ALIVE, self._pace.ready) as lock:
             (directory / READY).unlink(missing_ok=True)
             settings = self._program.settings(self._port())
-            self._write(msgspec.structs.replace(settings, port=usable_port(settings.host, settings.port)))
+            self._write(msgspec.structs.replace(settings, port=free_port(settings.host, settings.port)))
             argv = [*_LIMITED, sys.executable, "-m", self._program.module]
             return await spawn(argv, directory=directory, env={}, log=directory / LOG, keep_open=[lock])
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedota.kernel.files import free_port, last_lines, private_directory, usable_port, write_private
+from fedota.kernel.files import free_port, is_free, last_lines, private_directory, write_private
 
 
 def mode(path: Path) -> int:
@@ -71,17 +71,23 @@ def test_the_end_of_a_long_log(tmp_path: Path) -> None:
     assert last_lines(log) == ["only \ufffd"]
 
 
-def test_a_port_that_somebody_has_is_not_usable() -> None:
-    """Then any other is taken; when it is free again it is taken again."""
+def test_a_port_that_somebody_has_is_not_free() -> None:
+    """Then another one is taken; when it is free again it is taken again, unless it is kept for something else."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
-        assert usable_port("127.0.0.1", port) == 0
-        assert free_port("127.0.0.1", port) not in (0, port)
-    assert usable_port("127.0.0.1", port) == port
+        assert not is_free("127.0.0.1", port)
+        assert free_port("127.0.0.1", port) != port
+    assert is_free("127.0.0.1", port)
     assert free_port("127.0.0.1", port) == port
+    assert free_port("127.0.0.1", port, {port}) != port
+
+
+def test_ports_stay_clear_of_outgoing_connections() -> None:
+    """One of those would take a port while its server is down."""
+    assert all(20_000 <= free_port("127.0.0.1") < 32_000 for _ in range(20))
 
 
 def test_a_host_that_is_not_ours_is_an_error() -> None:
     """And not a reason to look for another port."""
     with pytest.raises(OSError):
-        usable_port("192.0.2.1", 0)
+        is_free("192.0.2.1", 0)
