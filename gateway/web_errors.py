@@ -82,20 +82,25 @@ def require_plain(request: web.Request) -> None:
         raise FedotaError("unsupported_encoding", "Send the body as it is, without Content-Encoding.")
 
 
-async def body_of(request: web.Request, kind: type[B]) -> B:
-    """The request's JSON body, checked against `kind`; an empty body is an empty object."""
+async def body_of(request: web.Request, kind: type[B], **address: str) -> B:
+    """The request's JSON body, checked against `kind`; an empty body is an empty object.
+
+    `address` are the fields that the request's address gives: the body must leave them out.
+    """
     require_plain(request)
     body = await request.read() or b"{}"
     try:
-        found = msgspec.json.decode(body, type=kind)
+        fields = msgspec.json.decode(body, type=dict[str, Any])
         json.loads(body, object_pairs_hook=_unambiguous)
+        if twice := fields.keys() & address.keys():
+            raise msgspec.ValidationError(f"Object contains unknown field `{min(twice)}`")
+        return msgspec.convert({**fields, **address}, kind)
     except msgspec.ValidationError as error:
         raise _invalid_field(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise FedotaError("invalid_request", f"The body is not JSON: {error}. Send a JSON object.") from None
     except RecursionError:
         raise FedotaError("invalid_request", "The body is nested too deeply. Send a flatter JSON object.") from None
-    return found
 
 
 def _unambiguous(pairs: list[tuple[str, Any]]) -> None:
