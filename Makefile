@@ -34,7 +34,7 @@ clean: ## Remove what these commands made
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Fedota needs Python 3.11 or newer; this is " \
 		+ sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...")'
 	@echo "Setting up .venv (once) ..."
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "Python's venv is missing; on Debian: apt install python3-venv"; exit 1; }
 
 .venv/.demo: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "Installing Fedota and what the demo needs ..."

@@ -102,7 +102,7 @@ async def database(world: World) -> AsyncIterator[Database]:
     try:
         await connection.execute(f"create database {name} template template0")
         url = urlunsplit(urlsplit(admin_url)._replace(path=f"/{name}"))
-        await migrate(url, dict.fromkeys(PROCESSES, _PASSWORD))
+        await migrate(url, dict.fromkeys(PROCESSES, _PASSWORD), share_roles=True)
         await _forget_stream(world)
         yield Database(world, url)
         await connection.execute(f"drop database {name} with (force)")

@@ -25,10 +25,18 @@ def main() -> None:
 
 main.add_command(client)
 
+
+def _default_data_dir() -> Path:
+    path = Path(platformdirs.user_data_dir("fedota"))
+    if not path.is_absolute():  # nobody's home is known, as in a container for a user without a name
+        raise click.UsageError("You have no home directory here. Say with --data-dir where the platform is to be.")
+    return path
+
+
 _data_dir = click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    default=lambda: Path(platformdirs.user_data_dir("fedota")),
+    default=lambda: _default_data_dir(),
     show_default="a directory of yours",
     help="Where the platform keeps everything.",
 )
@@ -45,7 +53,7 @@ def _in_words(command: Callable[..., None]) -> Callable[..., None]:
 
         try:
             command(*arguments, **options)
-        except (LocalError, SettingsError) as error:
+        except (LocalError, SettingsError, OSError) as error:
             raise click.ClickException(str(error)) from None
         except FedotaError as error:
             raise click.ClickException(error.problem.detail or error.problem.title) from None
@@ -96,13 +104,14 @@ def demo(as_json: bool, keep: bool) -> None:
     from fedota.local.demo.command import run_demo
 
     directory = Path(tempfile.mkdtemp(prefix="fedota-demo-"))
-    kept = False
     try:
         run_demo(directory, as_json=as_json, keep=keep)
-        kept = keep
     except KeyboardInterrupt:
+        shutil.rmtree(directory, ignore_errors=True)
         click.echo("Stopped; nothing is left running.", err=True)
         sys.exit(130)
-    finally:
-        if not kept:
-            shutil.rmtree(directory, ignore_errors=True)
+    except Exception:
+        click.echo(f"All logs are in {directory}; remove it when you have seen them.", err=True)
+        raise
+    if not keep:
+        shutil.rmtree(directory, ignore_errors=True)

@@ -13,8 +13,8 @@ from fedota.errors import FedotaError
 from fedota.events import CATALOGUE
 from gateway.auth import Identity, Tokens
 from gateway.parts import IDENTITY, problem_id_of, reads_of
-from gateway.queries import fresh
-from gateway.reads import Row, without_logs
+from gateway.queries import for_eyes_of, fresh
+from gateway.reads import Row
 from gateway.sessions import Sessions
 from gateway.web_errors import Handler, require_plain, whole_number
 
@@ -86,7 +86,7 @@ async def show_problem(request: web.Request) -> web.Response:
         participations=participations,
         taking_part={row["organization"] for row in participations if row["state"] in ("requested", "approved")},
         has_checkpoint=await reads.newest_checkpoint(problem_id) is not None,
-        infrastructure=_visible(request, await reads.infrastructure(problem_id, problem["run"])),
+        infrastructure=for_eyes_of(request, await reads.infrastructure(problem_id, problem["run"])),
         rounds=rounds,
         progress=progress(rounds[0]) if rounds else None,
         metrics=sorted({name for row in rounds for name in row["metrics"]}),
@@ -151,10 +151,6 @@ def progress(row: Row) -> Row:
     """How far a round's newest attempt is: what is counted in its stage, against what."""
     counted = _COUNTED_STAGES.get(row["stage"], "reported")
     return {"counted": counted, "count": row[counted], "goal": row["goal_count"], "minimum": row["minimum_count"]}
-
-
-def _visible(request: web.Request, infrastructure: Row) -> Row:
-    return infrastructure if request[IDENTITY].may("read_infrastructure_log") else without_logs(infrastructure)
 
 
 def _sign_in_page(request: web.Request, *, wanted: str, refusal: str = "", status: int = 200) -> web.Response:

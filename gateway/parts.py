@@ -1,5 +1,6 @@
 """What a request handler finds at hand: the gateway's resources, who asks, and what the address says."""
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Final, NamedTuple
 from uuid import NAMESPACE_URL, uuid5
@@ -16,6 +17,8 @@ from gateway.reads import Reads, is_problem_id
 from gateway.stream import Feed
 
 POSITION_HEADER: Final = "Fedota-Position"
+# https://www.w3.org/TR/trace-context/: version, trace id, parent id and flags; ff and ids of zeros are no such things
+_TRACEPARENT: Final = re.compile("(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _Key = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
 
 
@@ -86,7 +89,15 @@ def new_problem_id(request: web.Request) -> str:
 
 async def command(request: web.Request, what: Command) -> Reply:
     """Send a command for whoever asks."""
-    return await request.app[PARTS].bus.command(what, actor=request[IDENTITY].actor, key=key_of(request))
+    return await request.app[PARTS].bus.command(
+        what, actor=request[IDENTITY].actor, key=key_of(request), traceparent=traceparent_of(request)
+    )
+
+
+def traceparent_of(request: web.Request) -> str | None:
+    """The trace that the request is part of; a header of another form is passed over, as W3C demands."""
+    sent = request.headers.get("traceparent", "")
+    return sent if _TRACEPARENT.fullmatch(sent) else None
 
 
 def answer(body: Any, *, status: int = 200, position: int = 0, location: str | None = None) -> web.Response:

@@ -56,7 +56,7 @@ async def get_problem(request: web.Request) -> web.Response:
     problem = await reads.problem(problem_id)
     infrastructure = await reads.infrastructure(problem_id, problem["run"])
     files = await reads.files(problem_id)
-    return answer({**problem, "files": files, "infrastructure": _for_eyes_of(request, infrastructure)})
+    return answer({**problem, "files": files, "infrastructure": for_eyes_of(request, infrastructure)})
 
 
 @fresh
@@ -109,7 +109,7 @@ async def get_infrastructure(request: web.Request) -> web.Response:
     """Coordinator and selectors of a run."""
     problem = await _problem(request)
     infrastructure = await reads_of(request).infrastructure(problem["problem_id"], _run(request, problem))
-    return answer(_for_eyes_of(request, infrastructure))
+    return answer(for_eyes_of(request, infrastructure))
 
 
 @fresh
@@ -192,7 +192,8 @@ def _wanted(request: web.Request) -> Filter:
     return Filter(problem_id, types)
 
 
-def _for_eyes_of(request: web.Request, infrastructure: Row) -> Row:
+def for_eyes_of(request: web.Request, infrastructure: Row) -> Row:
+    """The infrastructure of a run as whoever asks may see it."""
     return infrastructure if request[IDENTITY].may("read_infrastructure_log") else without_logs(infrastructure)
 
 

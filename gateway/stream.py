@@ -12,7 +12,7 @@ from aiohttp import web
 
 from fedota.errors import FedotaError
 from fedota.events import CATALOGUE, encode, to_json
-from fedota.kernel.event_log import DISCONNECTED, EventLog
+from fedota.kernel.event_log import OUTAGES, EventLog
 from fedota.kernel.projection import Projector
 
 _PAGE: Final = 500  # events read at once
@@ -120,6 +120,7 @@ class Feed:
         self._log = log
         self._projector = projector
         self._watchers: set[_Watcher] = set()
+        self._position = 0  # the watchers have been told of everything up to here
         self.closed = False
 
     @property
@@ -135,26 +136,28 @@ class Feed:
 
     async def run(self) -> None:
         """Hand on what the read model has just taken in: who is told of an event can already read its effect."""
-        position = self._projector.position
+        self._position = self._projector.position
         while True:
             try:
-                await self._projector.wait_for(position + 1, timeout=60)
+                await self._projector.wait_for(self._position + 1, timeout=60)
+                reached = self._projector.position
                 if not self._watchers:  # whoever comes reads the log first, and misses nothing
-                    position = self._projector.position
+                    self._position = reached
                     continue
-                records = await self._log.records(position, limit=_PAGE)
+                # the log may be ahead of the read model; positions have no gaps
+                records = await self._log.records(self._position, limit=min(_PAGE, reached - self._position))
             except FedotaError:
                 continue  # nothing happened for a minute
-            except DISCONNECTED:
+            except OUTAGES:
                 await asyncio.sleep(1)
                 continue
             items = [Item.of(record) for record in records]
             for watcher in self._watchers:
                 watcher.offer(items)
-            position = items[-1].position
+            self._position = items[-1].position
 
     async def page(self, wanted: Filter, after: int, limit: int) -> list[Item]:
-        """Events past position `after`."""
+        """Events past position `after`, as far as the log goes: the read model may not have them yet."""
         records = await self._log.records(after, limit=limit, subjects=wanted.subjects, types=wanted.types)
         return [Item.of(record) for record in records]
 
@@ -165,13 +168,19 @@ class Feed:
             while not self.closed:
                 # the watcher collects already while the log is read: nothing falls between the two
                 watcher.overflowed = False
-                while items := await self.page(wanted, after, _PAGE):
+                while items := await self._page_of_the_past(wanted, after):
                     after = items[-1].position
                     yield items
                 while not (self.closed or watcher.overflowed):
                     items = [item for item in await watcher.take(heartbeat) if item.position > after]
                     after = items[-1].position if items else after
                     yield items
+
+    async def _page_of_the_past(self, wanted: Filter, after: int) -> list[Item]:
+        """Events that the read model has already; what comes after them reaches the watchers."""
+        # a crash of PostgreSQL can take the read model back behind what the watchers were told: nobody tells that again
+        reached = max(self._projector.position, self._position)
+        return [item for item in await self.page(wanted, after, _PAGE) if item.position <= reached]
 
     @contextmanager
     def _watch(self, wanted: Filter) -> Iterator[_Watcher]:

@@ -1,7 +1,6 @@
 """Every error that leaves the gateway is problem+json, and nothing else leaves it."""
 
 import json
-import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
@@ -11,11 +10,11 @@ from aiohttp import web
 
 from fedota.errors import FedotaError, Problem, problem_json
 from fedota.events import to_json
+from fedota.kernel.bus import invalid_field
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 B = TypeVar("B")
 BODY_LIMIT: Final = 1024 * 1024
-_NAMED_FIELD: Final = re.compile(r"(?:required|unknown) field `([^`]+)`")
 _log = structlog.get_logger(__name__)
 
 
@@ -96,7 +95,7 @@ async def body_of(request: web.Request, kind: type[B], **address: str) -> B:
             raise msgspec.ValidationError(f"Object contains unknown field `{min(twice)}`")
         return msgspec.convert({**fields, **address}, kind)
     except msgspec.ValidationError as error:
-        raise _invalid_field(error) from None
+        raise invalid_field(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise FedotaError("invalid_request", f"The body is not JSON: {error}. Send a JSON object.") from None
     except RecursionError:
@@ -115,15 +114,6 @@ def _unambiguous(pairs: list[tuple[str, Any]]) -> None:
             seen.add(name)
             continue
         raise FedotaError("invalid_field", f"{name}: {what}. Correct it and send it again.", fields={name: what})
-
-
-def _invalid_field(error: msgspec.ValidationError) -> FedotaError:
-    what, _, path = str(error).partition(" - at `$")
-    names = [path.rstrip("`").lstrip(".")] if path else []
-    if named := _NAMED_FIELD.search(what):
-        names.append(named[1])
-    field = ".".join(names) or "body"
-    return FedotaError("invalid_field", f"{field}: {what}. Correct it and send it again.", fields={field: what})
 
 
 def whole_number(request: web.Request, name: str, default: int, most: int = 2**62) -> int:

@@ -1,11 +1,14 @@
 """The gateway's REST interface, for scripts of setters and organizations: one method an action."""
 
+import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import aiohttp
 import msgspec
@@ -15,11 +18,19 @@ from fedota.contracts.kit import Kit
 from fedota.errors import FedotaError, Problem
 from fedota.events import Event, decode, to_json, uuid7
 from fedota.events.problems import Plan
+from fedota.events.rounds import Checkpoint
 from fedota.events.storage import Role
 
 _POSITION: Final = "Fedota-Position"
 _CHUNK: Final = 1024 * 1024
 _MOST: Final = 1000  # events in one page
+_LONGEST_LINE: Final = 16 * 1024 * 1024  # of the stream of events; aiohttp refuses lines of over 128 KiB by itself
+_REQUEST: Final = aiohttp.ClientTimeout(total=30)
+# Files and streams: aiohttp's own `total`, 5 minutes, would cut them off. `sock_read` counts once a body is sent.
+_LONG: Final = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+_PASSING: Final = frozenset({"unavailable", "timeout"})  # errors that another try may not meet
+_FIRST_DELAY: Final = 0.2
+_LONGEST_DELAY: Final = 10.0
 
 
 class LocalFile(msgspec.Struct, frozen=True):
@@ -38,20 +49,23 @@ class LocalFile(msgspec.Struct, frozen=True):
 class Api:
     """A gateway as the holder of one token sees it. Errors are `FedotaError`, in the gateway's own words.
 
-    Reads show what this object's own writes did: it asks for the position that they reached.
+    Reads show what this object's own writes did: it asks for the position that they reached. Whoever does not answer
+    is `unavailable`. Requests to the gateway that end so, or with `timeout`, are repeated; a write takes effect once.
     """
 
-    def __init__(self, http: aiohttp.ClientSession, url: str) -> None:
+    def __init__(self, http: aiohttp.ClientSession, url: str, patience: float) -> None:
         self._http = http
         self._url = url.rstrip("/")
+        self._patience = patience
         self._position = 0
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, token: str) -> AsyncIterator["Api"]:
-        """The gateway at `url`."""
-        async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {token}"}) as http:
-            yield cls(http, url)
+    async def open(cls, url: str, token: str, *, patience: float = 120.0) -> AsyncIterator["Api"]:
+        """The gateway at `url`. No request is repeated later than `patience` seconds after it was first made."""
+        headers = {"Authorization": f"Bearer {token}"}
+        async with aiohttp.ClientSession(headers=headers, timeout=_REQUEST) as http:
+            yield cls(http, url, patience)
 
     def saw(self, position: int) -> None:
         """Make reads from now on show what had happened at this position of the log."""
@@ -77,11 +91,11 @@ class Api:
 
     async def upload(self, problem_id: str, files: Sequence[LocalFile]) -> None:
         """Upload files straight to the object store, and have them verified and stored."""
-        announced = [file.announced() for file in files]
+        announced = [await asyncio.to_thread(file.announced) for file in files]
         reply = await self._post(f"/api/problems/{problem_id}/uploads", {"files": announced})
-        paths = {file.path.name: file.path for file in files}
+        local = {known.name: (file, known) for file, known in zip(files, announced, strict=True)}
         for slot in msgspec.convert(reply, UploadSlots).slots:
-            await _put(slot, paths[slot.name])
+            await _upload(slot, *local[slot.name])
         await self._post(f"/api/problems/{problem_id}/files", {"files": announced})
 
     async def start(self, problem_id: str) -> None:
@@ -130,52 +144,151 @@ class Api:
             found += [decode(to_json(event)) for event in page["events"]]
 
     async def follow(self, problem_id: str, after: int = 0) -> AsyncGenerator[Event, None]:
-        """A problem's events past position `after`, each once, as they happen. Ends when the connection does."""
+        """A problem's events past position `after`, each once, as they happen; ends when the gateway ends the stream.
+
+        Raises `FedotaError`: a refusal, or `unavailable` when the connection breaks. Nothing is repeated here: go on
+        from the position of the last event.
+        """
         address = f"{self._url}/api/events/stream"
         params = {"problem": problem_id, "after": str(after)}
-        timeout = aiohttp.ClientTimeout(total=None, sock_read=60)
-        async with self._http.get(address, params=params, timeout=timeout) as reply:
-            await _raise_refusal(reply)
-            async for line in reply.content:
-                if line.startswith(b"data: "):
-                    yield decode(line[6:])
+        with _reaching(self._url):
+            async with self._http.get(address, params=params, timeout=_LONG, read_bufsize=_LONGEST_LINE) as reply:
+                await _raise_refusal(reply)
+                async for line in reply.content:
+                    if line.startswith(b"data: "):
+                        yield decode(line[6:])
 
     async def download_model(self, problem_id: str, path: Path) -> None:
-        """The newest checkpoint, into a file."""
+        """Have the newest checkpoint in the file `path`: whole and checked, or `path` stays as it was."""
         link = await self._get(f"/api/problems/{problem_id}/model")
-        async with aiohttp.ClientSession() as http, http.get(link["url"]) as reply:
-            reply.raise_for_status()
-            with path.open("wb") as file:
-                async for chunk in reply.content.iter_chunked(_CHUNK):
-                    file.write(chunk)
+        draft = path.with_name(f"{path.name}.{uuid7()}.new")
+        try:
+            await _download(link["url"], msgspec.convert(link, Checkpoint), draft)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
 
     async def _get(self, path: str, **params: str | int) -> dict[str, Any]:
-        params["at_least"] = self._position
-        async with self._http.get(self._url + path, params=params) as reply:
-            return await self._answer(reply)
+        return await self._ask("GET", path, params={**params, "at_least": self._position})
 
     async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         headers = {"Content-Type": "application/json", "Idempotency-Key": str(uuid7())}
-        async with self._http.post(self._url + path, data=to_json(body), headers=headers) as reply:
-            return await self._answer(reply)
+        return await self._ask("POST", path, data=to_json(body), headers=headers)
+
+    async def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:
+        """The answer to a request, which is repeated as it is while that may help and patience lasts."""
+        end, delay = monotonic() + self._patience, _FIRST_DELAY
+        while True:
+            try:
+                with _reaching(self._url):
+                    async with self._http.request(method, self._url + path, **request) as reply:
+                        return await self._answer(reply)
+            except FedotaError as error:
+                spread = random.uniform(1.0, 1.5)  # noqa: S311 - not everybody comes back at the same moment
+                pause = max(delay, error.problem.retry_after or 0) * spread
+                if error.problem.code not in _PASSING or monotonic() + pause > end:
+                    raise
+            await asyncio.sleep(pause)
+            delay = min(2 * delay, _LONGEST_DELAY)
 
     async def _answer(self, reply: aiohttp.ClientResponse) -> dict[str, Any]:
         await _raise_refusal(reply)
+        try:
+            answer: dict[str, Any] = msgspec.json.decode(await reply.read(), type=dict[str, Any])
+        except msgspec.DecodeError:
+            raise _stranger(reply) from None
         self.saw(int(reply.headers.get(_POSITION, 0)))
-        answer: dict[str, Any] = msgspec.json.decode(await reply.read())
         return answer
+
+
+@contextmanager
+def _reaching(who: str) -> Iterator[None]:
+    """Say in words that a connection to `who` could not be made, or broke."""
+    try:
+        yield
+    except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
+        raise FedotaError("invalid_request", f"{who} is not an address. Give one like http://127.0.0.1:8080.") from None
+    except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
+        why = str(error) or type(error).__name__
+        raise FedotaError(
+            "unavailable", f"{who} does not answer ({why}). Check the address and the network, and try again."
+        ) from None
 
 
 async def _raise_refusal(reply: aiohttp.ClientResponse) -> None:
     if reply.status < 400:
         return
-    if reply.content_type == "application/problem+json":
-        raise FedotaError.of(msgspec.json.decode(await reply.read(), type=Problem))
-    raise FedotaError("unavailable", f"{reply.url.origin()} answered {reply.status}, and not as a gateway does.")
+    try:
+        problem = msgspec.json.decode(await reply.read(), type=Problem)
+    except msgspec.DecodeError:
+        raise _stranger(reply) from None
+    wait = _retry_after(reply) if problem.retry_after is None else problem.retry_after
+    raise FedotaError.of(msgspec.structs.replace(problem, retry_after=wait))
+
+
+def _stranger(reply: aiohttp.ClientResponse) -> FedotaError:
+    """What is wrong when the answer is no gateway's: a proxy whose gateway is gone, or the wrong address."""
+    said = f"{reply.url.origin()} answered {reply.status}, and not as a gateway does."
+    if reply.status == 429 or reply.status >= 500:
+        return FedotaError("unavailable", f"{said} Try again in a moment.", retry_after=_retry_after(reply))
+    return FedotaError("invalid_request", f"{said} Check the address.")
+
+
+def _retry_after(reply: aiohttp.ClientResponse) -> int | None:
+    """Seconds; the header's other form, a date, is left to the growing delay."""
+    text = reply.headers.get("Retry-After", "")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None
+
+
+def _store(url: str) -> str:
+    """The object store that a signed URL leads to, without the signature: that one is a secret."""
+    return f"The object store at {urlsplit(url).netloc}"
+
+
+async def _upload(slot: UploadSlot, file: LocalFile, announced: AnnouncedFile) -> None:
+    """Put a file where its slot says. When that fails, whether the file is still the announced one says why."""
+    try:
+        await _put(slot, file.path)
+    except FedotaError:
+        if await asyncio.to_thread(file.announced) == announced:
+            raise
+        raise FedotaError(
+            "file_rejected", f"{file.path} changed while it was uploaded. Let nothing write to it, and upload it again."
+        ) from None
 
 
 async def _put(slot: UploadSlot, path: Path) -> None:
-    with path.open("rb") as file:
-        async with aiohttp.ClientSession() as http, http.put(slot.url, data=file, headers=slot.headers) as reply:
-            if reply.status not in (200, 412):  # 412: the same bytes are there already
-                raise FedotaError("file_rejected", f"The object store refused {path.name} ({reply.status}).")
+    store = _store(slot.url)
+    with path.open("rb") as file, _reaching(store):
+        async with (
+            aiohttp.ClientSession(timeout=_LONG) as http,
+            http.put(slot.url, data=file, headers=slot.headers, allow_redirects=False) as reply,
+        ):
+            if reply.status in (200, 412):  # 412: the same bytes are there already
+                return
+            if reply.status >= 500:
+                raise FedotaError("unavailable", f"{store} answered {reply.status}. Upload {path.name} again.")
+            raise FedotaError(
+                "file_rejected",
+                f"{store} refused {path.name} ({reply.status}). Its upload slot may have expired: upload it again.",
+            )
+
+
+async def _download(url: str, wanted: Checkpoint, draft: Path) -> None:
+    """Have exactly the wanted bytes in the file `draft`."""
+    store, digest, size = _store(url), hashlib.sha256(), 0
+    with draft.open("wb") as file, _reaching(store):
+        async with aiohttp.ClientSession(timeout=_LONG) as http, http.get(url, allow_redirects=False) as reply:
+            if reply.status != 200:
+                raise FedotaError("unavailable", f"{store} did not give the model ({reply.status}). Ask for it again.")
+            async for chunk in reply.content.iter_chunked(_CHUNK):
+                size += len(chunk)
+                if size > wanted.size:
+                    break
+                digest.update(chunk)
+                file.write(chunk)
+    if (size, digest.hexdigest()) != (wanted.size, wanted.sha256):
+        raise FedotaError(
+            "file_rejected",
+            f"{store} gave another model than the recorded one: its size or SHA-256 differs. Download it again.",
+        )

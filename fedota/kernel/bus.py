@@ -1,6 +1,7 @@
 """NATS: commands by request-reply, events by JetStream."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -28,6 +29,7 @@ _CONCURRENT: Final = 256  # commands at work at once in one process; more are as
 _PULL: Final = 500  # events asked for at once
 _HEARTBEAT: Final = 1.0  # seconds; a server that was killed is noticed by 2.5 of them
 _NO_MESSAGES_STATUS: Final = {"404", "408", "409"}  # a pull request ended: ask again
+_NAMED_FIELD: Final = re.compile(r"(?:required|unknown) field `([^`]+)`")
 _log = structlog.get_logger(__name__)
 
 C = TypeVar("C", bound=Command)
@@ -80,9 +82,18 @@ class Bus:
             raise FedotaError("unavailable", "NATS is not connected.")
         await self.client.flush(timeout=1)
 
-    async def command(self, command: Command, *, actor: str, key: str | None = None, timeout: float = 10.0) -> Reply:
+    async def command(
+        self,
+        command: Command,
+        *,
+        actor: str,
+        key: str | None = None,
+        traceparent: str | None = None,
+        timeout: float = 10.0,
+    ) -> Reply:
         """Send a command to the service that owns it and wait at most `timeout` seconds for its reply.
 
+        `traceparent` goes on to the events that the command leads to.
         Raises `FedotaError`: the service's own, `unavailable` when nobody answers there, `timeout` when the
         outcome is unknown.
         """
@@ -93,6 +104,7 @@ class Bus:
             correlation=uuid7(),
             deadline=time.time() + timeout,
             command=msgspec.Raw(to_json(command)),
+            traceparent=traceparent,
         )
         try:
             message = await self.client.request(
@@ -246,9 +258,12 @@ def _command_answer(kind: type[C], handler: Callable[[Request, C], Awaitable[Rep
 
 
 def invalid_field(error: msgspec.ValidationError) -> FedotaError:
-    """The field that msgspec found wrong, by its dotted path."""
+    """The field that msgspec found wrong, missing or unknown, by its dotted path."""
     what, _, path = str(error).partition(" - at `$")
-    field = path.rstrip("`").lstrip(".") or "body"
+    names = [path.rstrip("`").lstrip(".")] if path else []
+    if named := _NAMED_FIELD.search(what):
+        names.append(named[1])
+    field = ".".join(names) or "body"
     return FedotaError(
         "invalid_field", f"{field}: {what}. Correct it and send the request again.", fields={field: what}
     )
@@ -256,16 +271,18 @@ def invalid_field(error: msgspec.ValidationError) -> FedotaError:
 
 async def _respond(request: MicroRequest, handler: Answer) -> None:
     try:
-        body = await handler(request.subject, request.data)
+        await request.respond(await handler(request.subject, request.data))
     except FedotaError as error:
         await _respond_error(request, error)
     except Exception:
-        # The text of an unforeseen error may hold anything: it goes to our log and not to the caller.
+        # The text of an unforeseen error may hold anything: it goes to our log and not to the caller. A reply that is
+        # too large for NATS ends here too.
         _log.exception("request failed", subject=request.subject)
         await _respond_error(request, FedotaError("internal_error", "The request failed; our log says why."))
-    else:
-        await request.respond(body)
 
 
 async def _respond_error(request: MicroRequest, error: FedotaError) -> None:
-    await request.respond(to_json(error.problem), headers={ERROR_HEADER: error.problem.code})
+    try:
+        await request.respond(to_json(error.problem), headers={ERROR_HEADER: error.problem.code})
+    except Exception:  # the connection has gone: the caller hears nothing, and nobody else would hear of it
+        _log.exception("a request could not be answered", subject=request.subject, code=error.problem.code)

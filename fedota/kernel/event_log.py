@@ -35,14 +35,25 @@ _STREAM: Final = f"{_COLUMNS} where subject = $1 order by version"
 _NEWEST: Final = f"{_COLUMNS} where subject = $1 and version < $2 order by version desc limit $3"
 _RECORDED: Final = "select * from fedota.recorded($1)"
 _LAST_VERSION: Final = 2**31 - 1
-DISCONNECTED: Final = (
+OUTAGES: Final = (  # what is no fault of the statement: PostgreSQL has gone, or cannot do it now
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # the connection was told to go and has not closed yet: asyncpg loses track of it
-    asyncpg.OperatorInterventionError,  # PostgreSQL is starting or shutting down
+    asyncpg.TransactionRollbackError,  # SQLSTATE class 40: deadlock, serialization
+    asyncpg.InsufficientResourcesError,  # 53: no connection, disk or memory left
+    asyncpg.ObjectNotInPrerequisiteStateError,  # 55: a lock is not to be had
+    asyncpg.OperatorInterventionError,  # 57: PostgreSQL is starting or shutting down, or cancelled the statement
+    asyncpg.PostgresSystemError,  # 58: an error of its files
+    asyncpg.ReadOnlySQLTransactionError,  # 25006: a standby that is not promoted yet
     OSError,
 )
 _log = structlog.get_logger(__name__)
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether waiting may help, because PostgreSQL is to blame and not what it was asked."""
+    # a value that asyncpg cannot encode is an InterfaceError too: that one stays wrong
+    return isinstance(error, OUTAGES) and not isinstance(error, ValueError)
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
@@ -218,10 +229,11 @@ class EventLog:
     async def _append_batch(self, batch: list[_Waiting]) -> None:
         try:
             outcomes = await self._execute(batch)
-        except DISCONNECTED:
-            _fail(batch, _unavailable())
         except Exception as error:  # whatever it is: the appender must live, and its callers must hear of it
-            await self._isolate(batch, error)
+            if is_outage(error):
+                _fail(batch, _unavailable())
+            else:
+                await self._isolate(batch, error)
         else:
             for waiting, outcome in zip(batch, outcomes, strict=True):
                 _settle(waiting.answer, outcome)
@@ -230,7 +242,9 @@ class EventLog:
         arguments = _arguments(batch)
         try:
             return await self._pool.fetch(_APPEND, *arguments)
-        except DISCONNECTED:
+        except Exception as error:
+            if not is_outage(error):
+                raise
             # Whether it was committed is not known, but keys make it safe to ask again.
             return await self._pool.fetch(_APPEND, *arguments)
 
@@ -307,7 +321,9 @@ def log_needed() -> Iterator[None]:
     """Say `unavailable` to who waits for an answer when PostgreSQL does not give one."""
     try:
         yield
-    except DISCONNECTED:
+    except Exception as error:
+        if not is_outage(error):
+            raise
         raise _unavailable() from None
 
 

@@ -14,6 +14,7 @@ from fedota.kernel import guard
 
 _ORPHAN_GRACE: Final = 3.0  # seconds that a child has to end by itself when its parent has gone
 _GUARD_GRACE: Final = 5.0  # seconds that the guard has to reap what it has killed
+_LOG_BYTES: Final = 16 * 1024 * 1024
 _KEPT: Final = ("PATH", "LANG", "LC_ALL", "TMPDIR", "TZ")
 _BASE: Final = {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}  # the working directory never is a place to import from
 
@@ -68,6 +69,7 @@ async def spawn(
     The descriptors `keep_open` stay open in the child and its guard: a lock on one lasts as long as either lives.
     Raises `OSError` when it cannot be started; a program that does not exist shows as exit code 127.
     """
+    _turn_over(log)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         process = await asyncio.create_subprocess_exec(
@@ -83,3 +85,9 @@ async def spawn(
     finally:
         os.close(descriptor)
     return Guarded(process)
+
+
+def _turn_over(log: Path) -> None:
+    """Begin a new log where the old one is long; the one before it is kept."""
+    if log.exists() and log.stat().st_size > _LOG_BYTES:
+        log.replace(log.with_name(f"{log.name}.old"))

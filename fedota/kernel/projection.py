@@ -17,7 +17,7 @@ from fedota.errors import FedotaError
 from fedota.events import Event, EventData, UnknownEventError, decode
 from fedota.kernel.bus import Bus, Consumer, StreamLostError
 from fedota.kernel.database import Connection, Pool
-from fedota.kernel.event_log import DISCONNECTED, EventLog
+from fedota.kernel.event_log import EventLog, is_outage
 from fedota.kernel.service import Service
 
 D = TypeVar("D", bound=EventData)
@@ -128,21 +128,30 @@ class Projector:
                     position = event.position
 
     async def run(self) -> None:
-        """Project forever; faults of database and stream are waited out."""
+        """Project forever: faults of database and stream are waited out, and after any other it is tried again too."""
         while True:
             try:
                 async with self._alone():
                     await self._look()
                     async with self._bus.consume(self.position) as consumer:
                         await self._follow(consumer)
-            except (StreamLostError, FedotaError, nats.errors.Error, *DISCONNECTED) as error:
-                _log.warning("projection starts again", error=str(error) or type(error).__name__)
             except (UnknownEventError, msgspec.ValidationError) as error:
                 self.stopped = (
                     f"The read model stopped at {self.position}: this program cannot read what follows, {error}"
                 )
                 _log.critical("projection stopped", reason=self.stopped)
+            except Exception as error:
+                self._note(error)
             await asyncio.sleep(_PAUSE)
+
+    def _note(self, error: Exception) -> None:
+        if isinstance(error, (StreamLostError, FedotaError, nats.errors.Error)) or is_outage(error):
+            _log.warning("projection starts again", error=str(error) or type(error).__name__)
+            return
+        # nobody foresaw it, but a projection that has ended would leave the process alive and its readers waiting
+        what = type(error).__name__
+        self.stopped = f"The read model stopped at {self.position} and is tried again: {what}, our log says more"
+        _log.critical("projection stopped", reason=self.stopped, exc_info=error)
 
     async def _prepare(self) -> None:
         async with self._pool.acquire() as connection, connection.transaction():
@@ -156,6 +165,7 @@ class Projector:
         async with self._pool.acquire() as connection:
             while not await connection.fetchval("select pg_try_advisory_lock(hashtext(current_schema()), 1)"):
                 await self._look()  # who waits here reads what the other writes
+                self.stopped = None
                 await asyncio.sleep(_PAUSE)
             try:
                 yield
@@ -167,6 +177,7 @@ class Projector:
         await self._take(await self._log.read(self.position))
         while True:
             await self._take([decode(body) for body in await consumer.fetch()])
+            self.stopped = None
 
     async def _take(self, events: list[Event]) -> None:
         """Project these where they follow on what is projected; where they do not, the log has what is new of them."""
@@ -226,14 +237,16 @@ def _passes(error: Exception) -> bool:
     """Whether waiting may help: then the event is tried again, and not parked as poison."""
     if isinstance(error, FedotaError):
         return error.problem.code in ("unavailable", "timeout", "conflict")
-    return isinstance(error, (nats.errors.Error, UnknownEventError, *DISCONNECTED))
+    return isinstance(error, (nats.errors.Error, UnknownEventError)) or is_outage(error)
 
 
 async def _park(connection: Connection, event: Event, error: str) -> None:
+    # an error may quote what no text column takes: its event could not be parked then
+    storable = error.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
     await connection.execute(
         "insert into dead_letters (position, subject, type, error) values ($1, $2, $3, $4)",
         event.position,
         event.subject,
         event.type,
-        error,
+        storable,
     )

@@ -25,7 +25,7 @@ from fedota.errors import FedotaError
 from fedota.events import encode, uuid7
 from fedota.kernel.bus import Bus
 from fedota.kernel.database import connect_pool
-from fedota.kernel.event_log import DISCONNECTED, EventLog, listen
+from fedota.kernel.event_log import OUTAGES, EventLog, listen
 from fedota.kernel.service import Service, main, scaffold
 from fedota.kernel.settings import ProcessSettings
 
@@ -85,7 +85,7 @@ class Relay:
         while True:
             try:
                 await self._relay(wake)
-            except (nats.errors.Error, *DISCONNECTED) as error:
+            except (nats.errors.Error, *OUTAGES) as error:
                 _log.warning("relay starts again", error=str(error) or type(error).__name__)
             except DivergedError as error:
                 if self.diverged != str(error):  # said once: it is looked at again every second
@@ -224,7 +224,7 @@ async def _keep_listening(pool: "asyncpg.Pool[asyncpg.Record]", wake: asyncio.Ev
                 while not connection.is_closed():
                     await connection.execute("select 1")
                     await asyncio.sleep(5)
-        except DISCONNECTED as error:
+        except OUTAGES as error:
             _log.warning("listening again", error=str(error) or type(error).__name__)
         await asyncio.sleep(_IDLE)
 

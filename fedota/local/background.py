@@ -12,8 +12,8 @@ from typing import Final
 
 import msgspec
 
-from fedota.kernel.files import last_lines, private_directory, write_private
-from fedota.local.state import LocalError, is_held
+from fedota.kernel.files import last_lines, write_private
+from fedota.local.state import LocalError, held, is_held, own_directory
 
 _FILE: Final = "platform.json"
 LOG: Final = "platform.log"
@@ -43,8 +43,14 @@ def read_progress(path: Path) -> Progress | None:
 
 
 def forget_progress(path: Path) -> None:
-    """Nothing runs here any more."""
+    """Nothing runs here any more; only for who holds the directory."""
     (path / _FILE).unlink(missing_ok=True)
+
+
+def forget_stale_progress(path: Path) -> None:
+    """Remove what a supervisor said that was killed. Raises `LocalError` when one runs."""
+    with held(path):
+        forget_progress(path)
 
 
 def supervisor_argv(path: Path) -> list[str]:
@@ -54,12 +60,13 @@ def supervisor_argv(path: Path) -> list[str]:
 
 def start(path: Path, tell: Callable[[str], None]) -> Progress:
     """Start the platform; it goes on when this process ends. `tell` hears what has come up. Raises `LocalError`."""
-    private_directory(path)
+    own_directory(path)
     if is_held(path):
         progress = read_progress(path)
         if progress and progress.gateway_url:
             return progress
         raise LocalError(f"A platform is just starting or stopping in {path}. Look again with `fedota status`.")
+    forget_stale_progress(path)
     supervisor = Detached(path)
     try:
         return wait_for_start(path, tell, lambda: supervisor.ended)
@@ -72,7 +79,6 @@ class Detached:
     """A supervisor that goes on when this process ends."""
 
     def __init__(self, path: Path) -> None:
-        forget_progress(path)
         with os.fdopen(os.open(path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
             self._process = subprocess.Popen(
                 supervisor_argv(path),
@@ -107,7 +113,7 @@ def wait_for_start(path: Path, tell: Callable[[str], None], ended: Callable[[], 
             return progress
         if progress and progress.failure:
             raise LocalError(progress.failure)
-        if over:
+        if over and not is_held(path):  # else another one was quicker, and it is that one that comes up
             lines = "\n".join(f"    {line}" for line in last_lines(path / LOG))
             raise LocalError(f"The platform ended while it was starting. The end of {path / LOG}:\n{lines}")
         time.sleep(_POLL)
@@ -116,7 +122,6 @@ def wait_for_start(path: Path, tell: Callable[[str], None], ended: Callable[[], 
 def stop(path: Path) -> bool:
     """Stop the platform and wait until nothing of it is left; False when none was running. Raises `LocalError`."""
     if not is_held(path):
-        forget_progress(path)
         return False
     progress = read_progress(path)
     if progress is None:

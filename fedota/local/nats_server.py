@@ -52,6 +52,9 @@ def nats_server(data: DataDirectory) -> tuple[Program, NatsAccess]:
     """NATS, ready to be started."""
     directory, port = data.sub("nats"), data.port("nats")
     accounts = _accounts(directory)
+    platform = platform_keys(directory)
+    for process in PERMISSIONS:  # anew at each start: this version may need other subjects than the one before
+        write_private(_credentials_file(directory, process), platform.process_credentials(process).encode())
     config = directory / "server.conf"
     write_private(config, msgspec.json.encode(_config(directory, port, accounts)))
     keys = {name: _credentials_file(directory, name) for name in (*PERMISSIONS, SYSTEM)}
@@ -95,8 +98,6 @@ def _accounts(directory: Path) -> _Accounts:
     write_private(directory / "operator.seed", seed.encode())
     write_private(directory / "platform.seed", platform.seed.encode())
     write_private(_credentials_file(directory, SYSTEM), system.system_credentials().encode())
-    for process in PERMISSIONS:
-        write_private(_credentials_file(directory, process), platform.process_credentials(process).encode())
     write_private(path, msgspec.json.encode(accounts))
     return accounts
 

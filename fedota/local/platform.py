@@ -20,7 +20,7 @@ from fedota.kernel.migrations import PROCESSES, migrate, role_of
 from fedota.local.external import External
 from fedota.local.programs import READY, Program, all_kept_alive
 from fedota.local.servers import Servers, embedded
-from fedota.local.state import HOST, DataDirectory, held
+from fedota.local.state import HOST, DataDirectory
 
 ROLES: Final = ("setter", "organization", "operator")
 MODULES: Final = {
@@ -43,18 +43,17 @@ class Platform(NamedTuple):
 
 @asynccontextmanager
 async def running(path: Path, external: External, tell: Callable[[str], None]) -> AsyncIterator[Platform]:
-    """The platform in a data directory, answering; `tell` hears what has come up. Raises `LocalError`."""
-    with held(path):
-        data = DataDirectory(path)
-        async with embedded(data, external, tell) as servers:
-            await migrate(servers.database_url, {process: _password(data, process) for process in PROCESSES})
-            tell("database")
-            tokens = _tokens(data)
-            programs = [_program(data, name, _settings(data, servers, name)) for name in MODULES]
-            async with all_kept_alive(programs, tell):
-                url = await address_of(data.path, "gateway")
-                assert url
-                yield Platform(url, tokens)
+    """The platform in a `held` data directory, answering; `tell` hears what has come up. Raises `LocalError`."""
+    data = DataDirectory(path)
+    async with embedded(data, external, tell) as servers:
+        await migrate(servers.database_url, {process: _password(data, process) for process in PROCESSES})
+        tell("database")
+        tokens = _tokens(data)
+        programs = [_program(data, name, _settings(data, servers, name)) for name in MODULES]
+        async with all_kept_alive(programs, tell):
+            url = await address_of(data.path, "gateway")
+            assert url
+            yield Platform(url, tokens)
 
 
 def process_directory(path: Path, name: str) -> Path:

@@ -10,7 +10,7 @@ from typing import Final
 
 import asyncpg
 
-from fedota.kernel.files import write_private
+from fedota.kernel.files import last_lines, write_private
 from fedota.kernel.processes import spawn
 from fedota.local.programs import Program
 from fedota.local.state import HOST, DataDirectory, LocalError
@@ -58,6 +58,14 @@ async def postgres(data: DataDirectory) -> tuple[Program, str]:
     return Program("postgres", server, directory, ready, stop_signal=signal.SIGINT), f"{base}/{_DATABASE}"
 
 
+_HINT: Final = (
+    " For root it needs a user namespace (unshare --user), which this machine may forbid: "
+    "run Fedota as another user, or set FEDOTA_DATABASE_URL."
+    if os.getuid() == 0
+    else ""
+)
+
+
 async def _initialize(directory: Path, cluster: Path, password: str) -> None:
     """Make a cluster; one that an interrupted start left half-made is made anew."""
     shutil.rmtree(cluster, ignore_errors=True)
@@ -75,7 +83,7 @@ async def _initialize(directory: Path, cluster: Path, password: str) -> None:
     finally:
         secret.unlink()
     if code:
-        raise LocalError(f"PostgreSQL could not be prepared. {directory / 'log'} says why.")
+        raise LocalError("\n    ".join([f"PostgreSQL could not be prepared.{_HINT}", *last_lines(directory / "log")]))
     draft.rename(cluster)
 
 
@@ -83,7 +91,7 @@ async def _answers(base: str) -> bool:
     """Whether the database is there; made when the server has just been."""
     try:
         connection = await asyncpg.connect(f"{base}/postgres", timeout=5)
-    except (OSError, asyncpg.PostgresError, TimeoutError):
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, TimeoutError):
         return False
     try:
         if not await connection.fetchval("select true from pg_database where datname = $1", _DATABASE):

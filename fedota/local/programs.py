@@ -3,8 +3,9 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Final, NamedTuple
 
 import structlog
@@ -16,6 +17,7 @@ from fedota.local.state import LocalError
 READY: Final = "ready.json"  # where a process of the platform says its address
 _POLL: Final = 0.03  # seconds
 _READY: Final = 60.0  # seconds: a small machine under load is slow, and a start that fails is noticed by its end
+_FIRST_DELAY: Final = 0.1  # seconds
 _LONGEST_DELAY: Final = 10.0  # seconds
 _log = structlog.get_logger(__name__)
 
@@ -91,9 +93,9 @@ async def _started(program: Program) -> Guarded:
     try:
         async with asyncio.timeout(_READY):
             while not await program.ready():
-                if process.ended:
-                    raise LocalError(_failure(program, "ended before it answered"))
+                _require_running(program, process)
                 await asyncio.sleep(_POLL)
+            _require_running(program, process)  # else it was another one that answered, on a port that we lost
     except TimeoutError:
         await process.stop(program.grace)
         raise LocalError(_failure(program, f"did not answer within {_READY:g} seconds")) from None
@@ -103,22 +105,29 @@ async def _started(program: Program) -> Guarded:
     return process
 
 
+def _require_running(program: Program, process: Guarded) -> None:
+    if process.ended:
+        raise LocalError(_failure(program, "ended before it answered"))
+
+
 def _failure(program: Program, what: str) -> str:
     lines = "\n".join(f"    {line}" for line in last_lines(program.log))
     return f"{program.name} {what}. The end of {program.log}:\n{lines or '    (nothing)'}"
 
 
 async def _keep(program: Program, process: Guarded) -> None:
-    delay = 0.1
+    """Start the program again whenever it ends, ever more slowly while it does not live for long."""
+    delay, began = _FIRST_DELAY, monotonic()
     try:
         while True:
             code = await process.wait()
             _log.warning("ended, and is started again", program=program.name, code=code)
+            delay = _FIRST_DELAY if monotonic() - began > _LONGEST_DELAY else min(2 * delay, _LONGEST_DELAY)
             await asyncio.sleep(delay)
-            with suppress(LocalError):
+            began = monotonic()
+            try:
                 process = await _started(program)
-                delay = 0.1
-                continue
-            delay = min(2 * delay, _LONGEST_DELAY)
+            except Exception as error:  # whatever is wrong now, such as a full disk, may be over the next time
+                _log.error("could not be started", program=program.name, error=str(error) or type(error).__name__)
     finally:
         await process.stop(program.grace)

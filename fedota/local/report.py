@@ -28,6 +28,10 @@ class Health(NamedTuple):
     wrong: str
 
 
+class _Readiness(msgspec.Struct):
+    failing: dict[str, str]
+
+
 def tell_access(path: Path, url: str, *, to_stderr: bool = False) -> None:
     """How to look at the platform and how to stop it."""
     lines = [f"\nFedota is up at {url}. Sign in there with a token, or send it as a bearer token:"]
@@ -68,7 +72,7 @@ async def _health(http: aiohttp.ClientSession, path: Path, name: str) -> Health:
         return Health(name, "", "not running")
     try:
         async with http.get(f"{url}/readyz") as reply:
-            failing = (await reply.json())["failing"]
-    except (aiohttp.ClientError, TimeoutError):
+            failing = msgspec.json.decode(await reply.read(), type=_Readiness).failing
+    except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError):  # it, or another program at its address
         return Health(name, url, "does not answer")
     return Health(name, url, "; ".join(f"{check}: {reason}" for check, reason in failing.items()))

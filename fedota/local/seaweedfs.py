@@ -18,7 +18,8 @@ from fedota.local.programs import Program
 from fedota.local.state import HOST, DataDirectory
 
 _PORTS: Final = ("master", "volume", "filer", "s3")
-# `weed mini` opens these to every local process, past the keys of S3: signed tokens shut HTTP, mutual TLS shuts gRPC
+# `weed mini` opens more ports than S3's to every local process. `disableHttp` shuts those of master and filer (a master
+# would hand out the tokens of the others), signed tokens the volume server's data, mutual TLS all of gRPC.
 _SIGNED: Final = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
 _PEERS: Final = ("master", "volume", "filer", "s3", "client", "admin", "worker", "mq", "msg_broker", "msg_agent")
 _YEARS: Final = datetime.timedelta(days=3650)
@@ -60,10 +61,10 @@ def _options(data: DataDirectory, directory: Path) -> dict[str, str | int]:
         "ip.bind": HOST,
         **ports,
         "admin.port": data.port("admin"),
-        "admin.port.grpc": data.port("admin-grpc"),
+        "disableHttp": "true",
         "admin.ui": "false",
         "admin.password": data.secret("s3-admin"),
-        # sockets in the data directory: the default in /tmp is open to everybody; short names, a path has 107 bytes
+        # not in /tmp, which everybody may read; short names, because a socket's path has 107 bytes
         "filer.localSocket": "f",
         "s3.localSocket": "s",
         "s3.config": str(directory / "identities.json"),
@@ -115,6 +116,13 @@ def _write_certificate(certificate: Path, key_file: Path) -> None:
     )
     write_private(key_file, private)
     write_private(certificate, signed.public_bytes(serialization.Encoding.PEM))
+
+
+def forget_sockets(data: DataDirectory) -> None:
+    """Remove the sockets that SeaweedFS leaves in /tmp for its gRPC ports, whatever it is told."""
+    for name in _PORTS:
+        for path in Path("/tmp").glob(f"seaweedfs-*-grpc-{data.remembered_port(f'{name}-grpc')}.sock"):  # noqa: S108
+            path.unlink(missing_ok=True)
 
 
 async def _answers(url: str) -> bool:

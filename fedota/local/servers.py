@@ -10,7 +10,7 @@ from fedota.local.external import External
 from fedota.local.nats_server import NatsAccess, nats_server
 from fedota.local.postgres import postgres
 from fedota.local.programs import Program, all_kept_alive
-from fedota.local.seaweedfs import S3Access, seaweedfs
+from fedota.local.seaweedfs import S3Access, forget_sockets, seaweedfs
 from fedota.local.state import DataDirectory
 
 
@@ -48,5 +48,9 @@ async def embedded(
     if (s3 := external.s3) is None:
         program, s3 = seaweedfs(data)
         programs.append(program)
-    async with all_kept_alive(programs, tell):
-        yield Servers(database_url, nats, s3, external.nats_runtime_credentials)
+    forget_sockets(data)
+    try:
+        async with all_kept_alive(programs, tell):
+            yield Servers(database_url, nats, s3, external.nats_runtime_credentials)
+    finally:
+        forget_sockets(data)

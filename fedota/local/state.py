@@ -30,12 +30,14 @@ class DataDirectory:
     """Everything that a local platform keeps, in one directory for its owner alone."""
 
     def __init__(self, path: Path) -> None:
-        self.path = private_directory(path)
+        self.path = own_directory(path)
         self._file = path / "state.json"
         try:
             self._remembered = msgspec.json.decode(self._file.read_bytes(), type=Remembered)
         except FileNotFoundError:
             self._remembered = Remembered()
+        except msgspec.DecodeError:
+            raise LocalError(f"{self._file} is damaged. Restore it, or choose another place with --data-dir.") from None
 
     def sub(self, name: str) -> Path:
         """A directory in it."""
@@ -44,10 +46,14 @@ class DataDirectory:
     def port(self, name: str) -> int:
         """The port that `name` had before, or another one if somebody else has that now."""
         others = {port for other, port in self._remembered.ports.items() if other != name}
-        port = free_port(HOST, self._remembered.ports.get(name, 0), others)
+        port = free_port(HOST, self.remembered_port(name), others)
         self._remembered.ports[name] = port
         self._save()
         return port
+
+    def remembered_port(self, name: str) -> int:
+        """The port that `name` was given last; 0 when it never got one."""
+        return self._remembered.ports.get(name, 0)
 
     def secret(self, name: str) -> str:
         """A random text that nobody else knows, always the same one for a name."""
@@ -60,10 +66,23 @@ class DataDirectory:
         write_private(self._file, msgspec.json.encode(self._remembered))
 
 
+def own_directory(path: Path) -> Path:
+    """The data directory. Raises `LocalError` rather than to shut a directory in which others keep things."""
+    ours = ("lock", "state.json", "platform.log")
+    try:
+        if path.exists() and any(path.iterdir()) and not any((path / name).exists() for name in ours):
+            raise LocalError(f"{path} holds other things. Choose an empty directory, or a new one, with --data-dir.")
+        return private_directory(path)
+    except OSError as error:
+        raise LocalError(
+            f"{path} cannot be the data directory: {error.strerror}. Choose another with --data-dir."
+        ) from None
+
+
 @contextmanager
 def held(path: Path) -> Iterator[None]:
     """Hold the data directory: two platforms in one would take each other's servers away."""
-    with (private_directory(path) / "lock").open("a") as file:
+    with (own_directory(path) / "lock").open("a") as file:
         if not _locked_soon(file):
             raise LocalError(
                 f"A platform is running in {path} already. Look with `fedota status`, stop it with `fedota down`, "
@@ -75,9 +94,9 @@ def held(path: Path) -> Iterator[None]:
 def is_held(path: Path) -> bool:
     """Whether a platform runs in this data directory."""
     try:
-        with (path / "lock").open("a") as file:
+        with (path / "lock").open("r") as file:
             return not _locked(file)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

@@ -8,9 +8,9 @@ from typing import Final
 import structlog
 
 from fedota.errors import FedotaError
-from fedota.kernel.event_log import DISCONNECTED
+from fedota.kernel.event_log import OUTAGES
 
-WAITED_OUT: Final = (FedotaError, *DISCONNECTED)
+WAITED_OUT: Final = (FedotaError, *OUTAGES)
 _log = structlog.get_logger(__name__)
 
 

@@ -14,7 +14,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from fedota.errors import FedotaError
 from fedota.kernel.database import Pool
-from fedota.kernel.event_log import DISCONNECTED, log_needed
+from fedota.kernel.event_log import OUTAGES, log_needed
 
 SIZE: Final = 4  # turns at once in one process: half of the threads that speak to S3 stay free for short questions
 _NO_LIMIT: Final = 1e6  # seconds: it is `patience` that ends the wait, not the pool's own timeout
@@ -55,5 +55,5 @@ class Turns:
 
     async def _release(self, connection: "PoolConnectionProxy[asyncpg.Record]") -> None:
         """Free the lock: the pool resets what it takes back. With a connection that is lost, the lock went before."""
-        with suppress(*DISCONNECTED):
+        with suppress(*OUTAGES):
             await self._pool.release(connection)

@@ -21,7 +21,7 @@ async def bare(servers: RunningServers) -> Ground:
 @pytest.fixture
 async def ground(servers: RunningServers, database_url: str) -> AsyncIterator[Ground]:
     """An empty log and no stream."""
-    await migrate(database_url, dict.fromkeys(PROCESSES, PASSWORD))
+    await migrate(database_url, dict.fromkeys(PROCESSES, PASSWORD), share_roles=True)
     await forget_stream(servers.nats_url, servers.nats_keys["anything"])
     made = Ground(servers, database_url)
     async with AsyncExitStack() as stack:

@@ -223,7 +223,7 @@ async def test_what_was_answered_survives_a_killed_database(tmp_path: Path, serv
     program, url = await postgres(data := DataDirectory(tmp_path))
     answers: dict[str, Appended] = {}
     async with kept_alive(program):
-        await migrate(url, dict.fromkeys(PROCESSES, PASSWORD))
+        await migrate(url, dict.fromkeys(PROCESSES, PASSWORD), share_roles=True)
         ground = Ground(servers, url)
         async with connect_pool(ground.role_url("problems"), "problems", size=4) as pool, EventLog.open(pool) as log:
 

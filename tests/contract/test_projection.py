@@ -6,7 +6,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
+from msgspec import structs
 
 from fedota.contracts import subjects
 from fedota.errors import FedotaError
@@ -15,8 +17,8 @@ from fedota.events.problems import ParticipationRequested, ProblemCreated
 from fedota.events.storage import FilesDeleted
 from fedota.kernel.bus import Bus, Consumer, StreamLostError
 from fedota.kernel.database import Connection, Pool
-from fedota.kernel.event_log import EventLog
-from fedota.kernel.projection import Projection, Projector
+from fedota.kernel.event_log import EventLog, is_outage
+from fedota.kernel.projection import Projection, Projector, _passes
 from fedota.kernel.relay import Relay
 from fedota.kernel.service import Service
 from tests.contract.ground import Ground, OwnNats, created, deleted, kill, requested
@@ -251,6 +253,80 @@ async def test_what_may_pass_is_waited_for(relayed: Ground) -> None:
         await world.reaches(2)
         assert tries > 2 and await world.positions() == [1, 2]
         await world.projector.check()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        asyncpg.TooManyConnectionsError,
+        asyncpg.DiskFullError,
+        asyncpg.OutOfMemoryError,
+        asyncpg.DeadlockDetectedError,
+        asyncpg.SerializationError,
+        asyncpg.LockNotAvailableError,
+        asyncpg.QueryCanceledError,
+        asyncpg.PostgresIOError,
+        asyncpg.ReadOnlySQLTransactionError,
+    ],
+)
+def test_what_postgresql_cannot_do_now_is_no_poison(fault: type[asyncpg.PostgresError]) -> None:
+    """It is the same for the projection and for who appends."""
+    assert is_outage(fault("made up")) and _passes(fault("made up"))
+
+
+def test_what_postgresql_will_never_take_is_poison() -> None:
+    """Waiting for it would hold up all that follows."""
+    unencodable = asyncpg.exceptions._base.DataError("made up")
+    for error in (asyncpg.UniqueViolationError("made up"), asyncpg.UndefinedTableError("made up"), unencodable):
+        assert not is_outage(error) and not _passes(error)
+
+
+async def test_a_real_fault_of_postgresql_is_waited_for(relayed: Ground) -> None:
+    """A statement that ran out of its time is tried again until it works, and its event is not parked."""
+    model, tries = Model(), 0
+
+    async def slow_at_first(connection: Connection, event: Event, data: EventData) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            await connection.execute("set local statement_timeout = 10")
+            await connection.execute("select pg_sleep(10)")
+        if tries == 2:
+            await connection.execute("set transaction read only")
+        await model._write(connection, event, data)
+
+    model.projection = structs.replace(model.projection, rows={ProblemCreated: slow_at_first})
+    await relayed.record(created())
+    async with projecting(relayed, model) as world:
+        await world.reaches(1)
+        assert tries == 3 and await world.positions() == [1]
+        await world.projector.check()
+
+
+async def test_what_nobody_foresaw_ends_nothing(relayed: Ground) -> None:
+    """Not even an event that cannot be parked: readiness says so, and it goes on by itself once it can."""
+    model = Model()
+    model.poison = lambda _: ValueError("made-up poison")
+    async with projecting(relayed, model) as world, relayed.superuser() as connection:
+        await connection.execute("alter table gateway.dead_letters rename to elsewhere")
+        await connection.execute("create view gateway.dead_letters as select * from gateway.elsewhere where false")
+        await connection.execute("create rule refuse as on insert to gateway.dead_letters do instead select 1/0")
+        await relayed.record(created())
+        await until(lambda: _says(world, "is tried again: DivisionByZeroError"), "readiness names the fault")
+        await connection.execute("drop view gateway.dead_letters")
+        await connection.execute("alter table gateway.elsewhere rename to dead_letters")
+        await world.reaches(1)
+        await until(lambda: _says(world, "1 events are parked"), "what stood in the way is over")
+
+
+async def test_an_error_that_no_column_takes_is_parked_all_the_same(relayed: Ground) -> None:
+    """It may quote the event, and an event may hold any character."""
+    model = Model()
+    model.poison = lambda _: ValueError("made-up \0 and \ud800")
+    await relayed.record(created())
+    async with projecting(relayed, model) as world:
+        await world.reaches(1)
+        assert "made-up \ufffd and ?" in await world.pool.fetchval("select error from dead_letters")
 
 
 async def test_an_unknown_type_stops_loudly(relayed: Ground) -> None:

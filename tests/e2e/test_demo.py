@@ -12,7 +12,6 @@ from urllib.parse import quote
 import asyncpg
 import msgspec
 import pytest
-from minio import Minio
 from safetensors.numpy import load
 
 from fedota.client.api import Api
@@ -20,10 +19,12 @@ from fedota.contracts.runtime import Ready
 from fedota.events import Event
 from fedota.events.rounds import RoundUpdated
 from fedota.local.platform import process_directory, read_tokens
+from fedota.local.seaweedfs import S3Access
 from fedota.local.state import Remembered
 from gateway.projection import PROJECTION
 from tests.e2e.conftest import Command
-from tests.support.services import until
+from tests.support.objects import content, opened
+from tests.support.waiting import until
 
 HOSPITALS = ["Aare Screening Centre", "Birch Clinic", "Cedar Tumour Centre"]
 STAGES = ["selection", "configuration", "reporting", "completed"]
@@ -54,19 +55,10 @@ class Played:
     def objects(self) -> dict[str, bytes]:
         """Every object in the bucket."""
         keys = json.loads((self.path / "s3" / "identities.json").read_text())["identities"][0]["credentials"][0]
-        store = Minio(
-            f"127.0.0.1:{self.remembered.ports['s3']}",
-            access_key=keys["accessKey"],
-            secret_key=keys["secretKey"],
-            secure=False,
-        )
-        found = {}
-        for item in store.list_objects("fedota", recursive=True):
-            reply = store.get_object("fedota", str(item.object_name))
-            found[str(item.object_name)] = reply.read()
-            reply.close()
-            reply.release_conn()
-        return found
+        url = f"http://127.0.0.1:{self.remembered.ports['s3']}"
+        with opened(S3Access(url, keys["accessKey"], keys["secretKey"])) as store:
+            names = [str(item.object_name) for item in store.list_objects("fedota", recursive=True)]
+            return {name: content(store, "fedota", name) for name in names}
 
 
 @pytest.fixture
@@ -187,13 +179,20 @@ def test_ctrl_c_leaves_nothing_behind(fedota: Command, moment: str) -> None:
     assert not list(fedota.directory.glob("fedota-demo-*"))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_closed_terminal_leaves_nothing_behind(fedota: Command, number: int) -> None:
+    """Not even what was to be kept: only a story that came to its end leaves something running."""
+    _interrupt(fedota, "✓ PostgreSQL", lambda process: process.send_signal(number), "--keep")
+    assert not list(fedota.directory.glob("fedota-demo-*"))
+
+
 def test_a_kill_leaves_no_process_behind(fedota: Command) -> None:
     """Nobody can tidy up after kill -9, and still everything ends."""
     _interrupt(fedota, "✓ client", lambda process: process.kill())
 
 
-def _interrupt(fedota: Command, moment: str, how: Callable[[subprocess.Popen[str]], None]) -> None:
-    with fedota.started("demo") as process:
+def _interrupt(fedota: Command, moment: str, how: Callable[[subprocess.Popen[str]], None], *options: str) -> None:
+    with fedota.started("demo", *options) as process:
         assert process.stdout
         for line in process.stdout:
             if moment in line:

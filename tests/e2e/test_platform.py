@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import msgspec
@@ -11,9 +12,9 @@ from fedota.client.api import Api
 from fedota.contracts.runtime import Ready
 from fedota.errors import FedotaError
 from fedota.events.problems import Plan
-from fedota.local.background import read_progress
+from fedota.local.background import read_progress, supervisor_argv
 from fedota.local.platform import MODULES, process_directory, read_tokens
-from tests.e2e.conftest import Command
+from tests.e2e.conftest import PATIENCE, Command
 from tests.support.services import until
 
 PROBLEM = {"name": "n", "description": "d", "data_format": "f", "client_image": "registry.test/image"}
@@ -50,6 +51,21 @@ async def test_everything_is_still_there_after_a_restart(fedota: Command) -> Non
     async with Api.open(url, tokens["organization"]) as api:
         assert (await api.problem(problem_id))["name"] == "n"
     assert fedota.run("down", *place).returncode == 0
+    fedota.wait_until_nothing_is_left()
+
+
+def test_two_who_start_it_at_once_get_the_same_one(fedota: Command) -> None:
+    """And a supervisor that comes too late has no word in it."""
+    path = fedota.directory / "data"
+    with fedota.started("up", "--data-dir", str(path)) as one, fedota.started("up", "--data-dir", str(path)) as other:
+        said = [process.communicate(timeout=PATIENCE)[0] for process in (one, other)]
+        codes = [one.returncode, other.returncode]
+    assert 0 in codes, said
+    assert all("Fedota is up" in text or "already" in text or "just starting" in text for text in said), said
+    late = subprocess.run(supervisor_argv(path), capture_output=True, text=True, timeout=PATIENCE)
+    assert late.returncode == 1 and "is running" in late.stderr
+    assert fedota.run("status", "--data-dir", str(path)).returncode == 0
+    assert fedota.run("down", "--data-dir", str(path)).returncode == 0
     fedota.wait_until_nothing_is_left()
 
 

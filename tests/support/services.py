@@ -58,7 +58,7 @@ class Platform:
     async def open(cls, servers: RunningServers, database_url: str) -> AsyncIterator["Platform"]:
         """The platform, without any service; `database_url` is of a superuser and an empty database."""
         platform = cls(servers, database_url)
-        await migrate(database_url, dict.fromkeys(PROCESSES, _PASSWORD))
+        await migrate(database_url, dict.fromkeys(PROCESSES, _PASSWORD), share_roles=True)
         await forget_stream(servers.nats_url, servers.nats_keys["anything"])
         async with AsyncExitStack() as stack:
             for owner in OWNERS:

@@ -1,5 +1,11 @@
 """The database's shape: numbered SQL files beside this module, applied once, in order, forward only."""
 
+import base64
+import hashlib
+import hmac
+import secrets
+import stringprep
+import unicodedata
 from importlib import resources
 from typing import Final
 
@@ -12,20 +18,32 @@ PROCESSES: Final = ("relay", "problems", "storage", "rounds", "orchestrator", "g
 _LOCK: Final = 0x6665646F7461  # "fedota": two migrations at once would apply a file twice
 
 
+_SCRAM_ITERATIONS: Final = 4096  # what PostgreSQL takes itself: these passwords are long and random
+
+
+class ForeignRolesError(Exception):
+    """The server's roles of these names belong to another platform."""
+
+
 def role_of(process: str) -> str:
     """The login role of a process."""
     return f"fedota_{process}"
 
 
-async def migrate(admin_url: str, passwords: dict[str, str]) -> None:
+async def migrate(admin_url: str, passwords: dict[str, str], *, share_roles: bool = False) -> None:
     """Bring the database to the newest shape and give each process its login role.
 
-    `admin_url` is of a role that may create roles and schemas; `passwords` has one for each of `PROCESSES`.
+    `admin_url` is of a role that may create roles, and schemas in this database: its owner with CREATEROLE is enough.
+    `passwords` has one for each of `PROCESSES`. Roles belong to the server, so one server has one platform: raises
+    `ForeignRolesError` when the roles are there and this database is not theirs, because their new passwords would
+    lock the other platform out. `share_roles` is for those who know that the passwords are the same.
     """
     connection = await asyncpg.connect(admin_url)
     try:
         await connection.execute("select pg_advisory_lock($1)", _LOCK)
         async with connection.transaction():
+            if not share_roles:
+                await _require_own_roles(connection)
             await _create_roles(connection, passwords)
             await _apply_files(connection)
             await _grant(connection)
@@ -33,19 +51,45 @@ async def migrate(admin_url: str, passwords: dict[str, str]) -> None:
         await connection.close()
 
 
+async def _require_own_roles(connection: asyncpg.Connection) -> None:
+    names = [OWNER, *map(role_of, PROCESSES)]
+    taken = await connection.fetchval("select min(rolname) from pg_roles where rolname = any($1)", names)
+    if taken and not await connection.fetchval("select true from pg_namespace where nspname = 'fedota'"):
+        raise ForeignRolesError(
+            f"The PostgreSQL server has the role {taken} already, but this database holds no platform: the role "
+            "belongs to a platform in another database, which new passwords would lock out. Use that database, or a server of "
+            "its own; if that platform is gone for good, drop its database and its roles first."
+        )
+
+
 async def _create_roles(connection: asyncpg.Connection, passwords: dict[str, str]) -> None:
     await _ensure_role(connection, OWNER, "nologin")
-    await connection.execute(f"grant {OWNER} to current_user")
-    # passwords never stand in the server's log, not even of failed statements
-    await connection.execute("set local log_statement = 'none'; set local log_min_error_statement = 'panic'")
     for process in PROCESSES:
-        secret = await connection.fetchval("select quote_literal($1::text)", passwords[process])
-        await _ensure_role(connection, role_of(process), f"login password {secret}")
+        await _ensure_role(connection, role_of(process), f"login password '{_verifier(passwords[process])}'")
+
+
+def _verifier(password: str) -> str:
+    """What PostgreSQL keeps of a password (RFC 5803): sent in its place, no log of the server can hold the password."""
+    salt = secrets.token_bytes(16)
+    salted = hashlib.pbkdf2_hmac("sha256", _prepared(password).encode(), salt, _SCRAM_ITERATIONS)
+    stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    server = hmac.digest(salted, b"Server Key", "sha256")
+    salt_, stored_, server_ = (base64.b64encode(part).decode() for part in (salt, stored, server))
+    return f"SCRAM-SHA-256${_SCRAM_ITERATIONS}:{salt_}${stored_}:{server_}"
+
+
+def _prepared(password: str) -> str:
+    """The password as clients normalize it before they prove that they know it (RFC 4013)."""
+    kept = (character for character in password if not stringprep.in_table_b1(character))
+    spaced = (" " if stringprep.in_table_c12(character) else character for character in kept)
+    return unicodedata.normalize("NFKC", "".join(spaced))
 
 
 async def _ensure_role(connection: asyncpg.Connection, role: str, attributes: str) -> None:
     exists = await connection.fetchval("select true from pg_roles where rolname = $1", role)
     await connection.execute(f"{'alter' if exists else 'create'} role {role} {attributes}")
+    # who is no superuser may administer the roles that it made, but not yet act as them: it makes schemas in their name
+    await connection.execute(f"grant {role} to current_user with inherit true, set true")
 
 
 async def _apply_files(connection: asyncpg.Connection) -> None:

@@ -11,11 +11,11 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import aiohttp
 import msgspec
 
 from fedota.client.api import Api, LocalFile
 from fedota.contracts.kit import Kit
+from fedota.errors import FedotaError
 from fedota.events import Event
 from fedota.events.orchestrator import InfraDegraded, InfraFailed, InfraRecovered, InfraSpawned, InfraStopped
 from fedota.events.problems import Plan, ProblemCompleted, ProblemStopped
@@ -229,8 +229,10 @@ async def _events(api: Api, problem_id: str) -> AsyncGenerator[Event, None]:
                 async for event in stream:
                     position = event.position
                     yield event
-        except (aiohttp.ClientError, TimeoutError):
-            await asyncio.sleep(0.5)
+        except FedotaError as error:
+            if error.problem.code != "unavailable":
+                raise
+            await asyncio.sleep(error.problem.retry_after or 0.5)
 
 
 async def _show_infrastructure(stage: Stage, spawned: InfraSpawned) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Any
 from uuid import uuid4
 
@@ -12,7 +12,9 @@ import msgspec
 import pytest
 
 from fedota.events import orchestrator as infra
-from gateway.stream import Filter
+from fedota.kernel.projection import Projector
+from gateway.projection import PROJECTION
+from gateway.stream import Feed, Filter
 
 _STREAM = "/api/events/stream"
 
@@ -108,6 +110,32 @@ async def test_what_the_stream_tells_can_be_read(platform: Any) -> None:
             await platform.record(data)
             assert [frame["id"] for frame in await take(reply, 1)] == [str(number)]
             assert platform.projector.position >= number
+
+
+async def test_the_stream_does_not_run_ahead_of_the_read_model(platform: Any) -> None:
+    """What is in the log already and not yet in the read model comes later, from the past and from what is new."""
+    projector = Projector(PROJECTION, platform.projector._pool, platform.feed._log, platform.projector._bus)
+    feed = Feed(platform.feed._log, projector)  # behind a read model that stands where the test says
+    await platform.record(*platform.story(str(uuid4()))[:4])
+    await projector._move(1)
+    batches = feed.follow(Filter(), 0, 0.2)
+    seen: list[list[int]] = []
+
+    async def next_batch() -> None:
+        seen.append([item.position for item in await anext(batches)])
+
+    async with aclosing(batches):
+        for _ in range(3):
+            await next_batch()
+        running = asyncio.create_task(feed.run())
+        for position in (3, 4):
+            await projector._move(position)
+            while not seen[-1] or seen[-1][-1] < position:
+                await next_batch()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert seen[:3] == [[], [1], []]
+    assert [positions for positions in seen if positions] == [[1], [2, 3], [4]]
 
 
 async def test_logs_of_the_infrastructure_are_not_for_organizations(platform: Any) -> None:

@@ -29,8 +29,8 @@ def kit(expires: float, *selectors: str) -> bytes:
         (b"\xff\xfe", "is not a join kit"),
         (b'{"problem_id": "p"}', "is not a join kit"),
         (kit(time.time() - 1, "http://127.0.0.1:9"), "The join kit has expired"),
-        (kit(time.time() + 60), "names no selector"),
-        (kit(time.time() + 60, "http://127.0.0.1:9"), "No selector answered for"),
+        (kit(time.time() + 86_400), "names no selector"),
+        (kit(time.time() + 86_400, "http://127.0.0.1:9"), "No selector answered for"),
     ],
 )
 def test_what_cannot_work_ends_with_a_sentence(tmp_path: Path, content: bytes | None, said: str) -> None:
@@ -47,7 +47,7 @@ def test_what_cannot_work_ends_with_a_sentence(tmp_path: Path, content: bytes | 
 
 def test_a_train_file_that_fails_shows_its_traceback(tmp_path: Path) -> None:
     """For its author to read."""
-    (tmp_path / "kit.json").write_bytes(kit(time.time() + 60, "http://127.0.0.1:9"))
+    (tmp_path / "kit.json").write_bytes(kit(time.time() + 86_400, "http://127.0.0.1:9"))
     (tmp_path / "train.py").write_text("1 / 0\n")
     arguments = ["--kit", tmp_path / "kit.json", "--data", tmp_path, tmp_path / "train.py"]
     result = CliRunner().invoke(client, ["run", *map(str, arguments)])
