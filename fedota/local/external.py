@@ -12,9 +12,10 @@ from fedota.local.state import LocalError
 class External(msgspec.Struct, frozen=True, kw_only=True):
     """Read from `FEDOTA_<NAME>` variables; what is not given is embedded.
 
-    `database_url` is of a role that may create roles and schemas. With `nats_url`, `nats_credentials` is the `.creds`
-    file of the platform's processes and `nats_runtime_credentials` that of all coordinators: without operator mode
-    problems are not isolated from each other on NATS.
+    `database_url` is of a role that owns the database and may create roles (PostgreSQL 16 or newer, one platform a
+    server). With `nats_url`, `nats_credentials` is the `.creds` file of the platform's processes and
+    `nats_runtime_credentials` that of all coordinators: without operator mode problems are not isolated from each
+    other on NATS.
     """
 
     database_url: Secret | None = None

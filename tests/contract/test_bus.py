@@ -155,7 +155,7 @@ async def test_a_reply_that_nats_does_not_take(bare: Ground, gateway: Bus) -> No
         assert (await refused(gateway, StartProblem(problem_id=new_id()), timeout=5)).code == "internal_error"
 
 
-async def test_an_answer_without_a_connection(bare: Ground, gateway: Bus, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_answer_without_a_connection(bare: Ground, gateway: Bus) -> None:
     """Nobody can be told, and nothing is left behind for the garbage collector to complain of."""
     begun, gate = asyncio.Event(), asyncio.Event()
 

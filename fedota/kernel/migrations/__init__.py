@@ -57,8 +57,8 @@ async def _require_own_roles(connection: asyncpg.Connection) -> None:
     if taken and not await connection.fetchval("select true from pg_namespace where nspname = 'fedota'"):
         raise ForeignRolesError(
             f"The PostgreSQL server has the role {taken} already, but this database holds no platform: the role "
-            "belongs to a platform in another database, which new passwords would lock out. Use that database, or a server of "
-            "its own; if that platform is gone for good, drop its database and its roles first."
+            "belongs to a platform in another database, which new passwords would lock out. Use that database, or a "
+            "server of its own; if that platform is gone for good, drop its database and its roles first."
         )
 
 

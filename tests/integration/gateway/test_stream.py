@@ -124,16 +124,16 @@ async def test_the_stream_does_not_run_ahead_of_the_read_model(platform: Any) ->
     async def next_batch() -> None:
         seen.append([item.position for item in await anext(batches)])
 
-    async with aclosing(batches):
+    running = asyncio.create_task(feed.run())
+    async with aclosing(batches), asyncio.timeout(10):
         for _ in range(3):
             await next_batch()
-        running = asyncio.create_task(feed.run())
         for position in (3, 4):
             await projector._move(position)
             while not seen[-1] or seen[-1][-1] < position:
                 await next_batch()
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
     assert seen[:3] == [[], [1], []]
     assert [positions for positions in seen if positions] == [[1], [2, 3], [4]]
 

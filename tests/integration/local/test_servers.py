@@ -10,11 +10,11 @@ from typing import Any
 
 import aiohttp
 import msgspec
-import nats
 import nats.errors
 import psutil
 import pytest
 from minio import Minio
+from nats.aio.client import Client
 
 from fedota.local.programs import Program, kept_alive
 from fedota.local.state import DataDirectory, LocalError, Remembered, held, is_held
@@ -71,7 +71,7 @@ async def test_nats_lets_nobody_in_without_credentials(servers: RunningServers) 
     """Neither without any nor with a made-up token."""
     made_up: list[dict[str, Any]] = [{}, {"token": "made-up"}, {"user": "a", "password": "b"}]
     for options in made_up:
-        client = nats.NATS()
+        client = Client()
         with pytest.raises((nats.errors.Error, OSError)):
             await client.connect(servers.nats_url, allow_reconnect=False, connect_timeout=5, **options)
         await client.close()

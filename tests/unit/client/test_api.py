@@ -202,6 +202,13 @@ async def test_a_slow_file_is_not_cut_off(tmp_path: Path, monkeypatch: pytest.Mo
     async with Server.of(linked(), slow) as server, Api.open(server.url, "token") as api:
         await api.download_model("p", tmp_path / "model")
     assert (tmp_path / "model").read_bytes() == MODEL
+
+    async def digesting(request: web.Request) -> web.Response:
+        await asyncio.sleep(0.5)
+        return good(request)
+
+    async with Server.of(slot(), digesting, good) as server, Api.open(server.url, "token") as api:
+        await api.upload("p", [LocalFile(tmp_path / "model", "model")])
     monkeypatch.setattr(module, "_LONG", aiohttp.ClientTimeout(total=None, sock_read=0.1))
     async with Server.of(linked(), silent) as server, Api.open(server.url, "token") as api:
         with pytest.raises(FedotaError, match=r"unavailable: The object store at 127\.0\.0\.1"):
@@ -236,16 +243,25 @@ async def torn(request: web.Request) -> web.StreamResponse:
     return await broken(request)
 
 
+async def endless(request: web.Request) -> web.StreamResponse:
+    """The object store gives more and more."""
+    response = web.StreamResponse()
+    await response.prepare(request)
+    while True:
+        await response.write(MODEL)
+
+
 @pytest.mark.parametrize(
     ("store", "code", "said"),
     [
         (bytes_of(MODEL[:-1]), "file_rejected", "another model than the recorded one"),
         (bytes_of(MODEL + b"0"), "file_rejected", "another model than the recorded one"),
+        (endless, "file_rejected", "another model than the recorded one"),
         (bytes_of(MODEL[::-1]), "file_rejected", "another model than the recorded one"),
         (strange(403), "unavailable", r"did not give the model \(403\)"),
         (torn, "unavailable", "does not answer"),
     ],
-    ids=["short", "long", "other", "refused", "torn"],
+    ids=["short", "long", "endless", "other", "refused", "torn"],
 )
 async def test_a_model_that_is_not_whole_is_not_kept(tmp_path: Path, store: Answer, code: str, said: str) -> None:
     """The file stays as it was, and nothing lies beside it; the signed link is told to nobody."""
