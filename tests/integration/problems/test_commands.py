@@ -108,7 +108,7 @@ async def test_what_is_refused_is_not_recorded(served: World) -> None:
         ({"plan": {"rounds": 1, "goal_count": 2, "strategy": {"name": "magic"}}}, "plan.strategy.name"),
         ({"client_image": "Not An Image"}, "client_image"),
         ({"problem_id": "../x"}, "problem_id"),
-        ({"surprise": 1}, "body"),
+        ({"surprise": 1}, "surprise"),
     ],
 )
 async def test_wrong_fields_are_named(served: World, changes: dict[str, Any], field: str) -> None:
