@@ -22,7 +22,7 @@ from fedota.local.platform import process_directory, read_tokens
 from fedota.local.seaweedfs import S3Access
 from fedota.local.state import Remembered
 from gateway.projection import PROJECTION
-from tests.e2e.conftest import Command
+from tests.e2e.conftest import PATIENCE, Command
 from tests.support.objects import content, opened
 from tests.support.waiting import until
 
@@ -159,7 +159,7 @@ async def _check_replay(played: Played) -> None:
             except asyncpg.UndefinedTableError:
                 return False
 
-        await until(rebuilt, "the gateway's read model stands for the whole log again")
+        await until(rebuilt, "the gateway's read model stands for the whole log again", PATIENCE)
         assert await _rows(connection) == before
     finally:
         await connection.close()

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -76,13 +77,14 @@ async def test_whatever_is_killed_comes_back(fedota: Command) -> None:
     async with Api.open(_url(path), read_tokens(path)["setter"]) as api:
         for name in MODULES:
             file = process_directory(path, name) / "ready.json"
-            killed = msgspec.json.decode(file.read_bytes(), type=Ready).pid
+            killed = _pid(file)
+            assert killed
             os.kill(killed, signal.SIGKILL)
 
             async def back(file: Path = file, killed: int = killed) -> bool:
-                return file.exists() and msgspec.json.decode(file.read_bytes(), type=Ready).pid != killed
+                return _pid(file) not in (None, killed)
 
-            await until(back, f"{name} runs again")
+            await until(back, f"{name} runs again", PATIENCE)
 
         async def created() -> bool:
             try:
@@ -91,8 +93,15 @@ async def test_whatever_is_killed_comes_back(fedota: Command) -> None:
             except (FedotaError, OSError):
                 return False
 
-        await until(created, "the platform answers")
+        await until(created, "the platform answers", PATIENCE)
     assert fedota.run("down", "--data-dir", str(path)).returncode == 0
+
+
+def _pid(file: Path) -> int | None:
+    """Who answers; None while a new one is being started."""
+    with suppress(FileNotFoundError):
+        return msgspec.json.decode(file.read_bytes(), type=Ready).pid
+    return None
 
 
 async def test_nobody_comes_in_without_a_token(fedota: Command) -> None:

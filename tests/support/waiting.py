@@ -9,12 +9,12 @@ _PATIENCE: Final = 20.0  # seconds that a test waits for what must happen
 _PAUSE: Final = 0.02  # seconds between two looks
 
 
-async def until(look: Callable[[], Awaitable[Any]], what: str = "") -> Any:
+async def until(look: Callable[[], Awaitable[Any]], what: str = "", patience: float = _PATIENCE) -> Any:
     """What `look` (an async function without arguments) gives as soon as that is true."""
     last: Any = None
     with suppress(TimeoutError):
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(patience):
             while not (last := await look()):  # noqa: ASYNC110 - another process changes what it looks at
                 await asyncio.sleep(_PAUSE)
             return last
-    raise AssertionError(f"still not so after {_PATIENCE:.0f} s: {what or look}; last seen: {last!r}")
+    raise AssertionError(f"still not so after {patience:.0f} s: {what or look}; last seen: {last!r}")
