@@ -61,15 +61,22 @@ def process_directory(path: Path, name: str) -> Path:
     return path / "processes" / name
 
 
-async def address_of(path: Path, name: str) -> str | None:
-    """Where a process answers, when it is ready."""
+def announced(path: Path, name: str) -> str | None:
+    """The address that a process gave itself last."""
     try:
-        ready = msgspec.json.decode((process_directory(path, name) / READY).read_bytes(), type=Ready)
+        return msgspec.json.decode((process_directory(path, name) / READY).read_bytes(), type=Ready).url
     except (FileNotFoundError, msgspec.DecodeError):
         return None
+
+
+async def address_of(path: Path, name: str) -> str | None:
+    """Where a process answers, when it is ready."""
+    url = announced(path, name)
+    if url is None:
+        return None
     try:
-        async with aiohttp.ClientSession(timeout=_TIMEOUT) as http, http.get(f"{ready.url}/readyz") as reply:
-            return ready.url if reply.status == 200 else None
+        async with aiohttp.ClientSession(timeout=_TIMEOUT) as http, http.get(f"{url}/readyz") as reply:
+            return url if reply.status == 200 else None
     except (aiohttp.ClientError, TimeoutError):
         return None
 

@@ -11,10 +11,8 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from fedota.contracts.runtime import Ready
 from fedota.local.background import read_progress
-from fedota.local.platform import MODULES, process_directory, read_tokens
-from fedota.local.programs import READY
+from fedota.local.platform import MODULES, announced, read_tokens
 from fedota.local.state import is_held
 
 _TIMEOUT = aiohttp.ClientTimeout(total=5)
@@ -66,9 +64,8 @@ async def _look(path: Path) -> list[Health]:
 
 async def _health(http: aiohttp.ClientSession, path: Path, name: str) -> Health:
     """The servers show in this too: each process says which of them it does not reach."""
-    try:
-        url = msgspec.json.decode((process_directory(path, name) / READY).read_bytes(), type=Ready).url
-    except (FileNotFoundError, msgspec.DecodeError):
+    url = announced(path, name)
+    if url is None:
         return Health(name, "", "not running")
     try:
         async with http.get(f"{url}/readyz") as reply:
