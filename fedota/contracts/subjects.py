@@ -22,3 +22,8 @@ def command(service: str, name: str) -> str:
 def runtime(problem_id: str, verb: str) -> str:
     """Where a problem's coordinator asks the platform: `report` and `resume` (rounds), `presign` (storage)."""
     return f"fedota.runtime.{problem_id}.{verb}"
+
+
+def operation(process: str, name: str) -> str:
+    """Where `process` answers what an operator asks about its projection (`fedota.contracts.operations`)."""
+    return f"fedota.operations.{process}.{name}"

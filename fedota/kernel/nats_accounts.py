@@ -45,7 +45,13 @@ def _consumes(process: str) -> list[str]:
 def _service(process: str, *answers: str) -> Permissions:
     return Permissions(
         publish=_consumes(process),
-        subscribe=[f"_INBOX_{process}.>", "$SRV.>", subjects.command(process, "*"), *answers],
+        subscribe=[
+            f"_INBOX_{process}.>",
+            "$SRV.>",
+            subjects.command(process, "*"),
+            subjects.operation(process, "*"),
+            *answers,
+        ],
     )
 
 
@@ -62,7 +68,10 @@ PERMISSIONS: Final[dict[str, Permissions]] = {
     "storage": _service("storage", subjects.runtime("*", "presign")),
     "orchestrator": _service("orchestrator"),
     "rounds": _service("rounds", subjects.runtime("*", "report"), subjects.runtime("*", "resume")),
-    "gateway": Permissions(publish=[subjects.command("*", "*"), *_consumes("gateway")], subscribe=["_INBOX_gateway.>"]),
+    "gateway": Permissions(
+        publish=[subjects.command("*", "*"), subjects.operation("*", "*"), *_consumes("gateway")],
+        subscribe=["_INBOX_gateway.>", "$SRV.>", subjects.operation("gateway", "*")],
+    ),
 }
 _SYSTEM: Final = Permissions(
     publish=["$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.CLAIMS.DELETE"], subscribe=["_INBOX.>", "_INBOX_system.>"]

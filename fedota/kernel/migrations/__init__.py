@@ -14,7 +14,8 @@ import asyncpg
 from fedota.events import CATALOGUE
 
 OWNER: Final = "fedota_owner"
-PROCESSES: Final = ("relay", "problems", "storage", "rounds", "orchestrator", "gateway")
+PROJECTING: Final = ("problems", "storage", "rounds", "orchestrator", "gateway")
+PROCESSES: Final = (*PROJECTING, "relay", "notary", "auditor")  # the last three only read the log
 _LOCK: Final = 0x6665646F7461  # "fedota": two migrations at once would apply a file twice
 
 
@@ -115,10 +116,12 @@ def migration_files() -> list[tuple[str, str]]:
 async def _grant(connection: asyncpg.Connection) -> None:
     for process in PROCESSES:
         role = role_of(process)
-        # a schema of its own, where it alone keeps its read model
-        await connection.execute(f"create schema if not exists {process} authorization {role}")
         await connection.execute(f"grant usage on schema fedota to {role}")
         await connection.execute(f"grant select on fedota.events, fedota.head to {role}")
+    for process in PROJECTING:
+        # a schema of its own, where it alone keeps its read model, and one where it builds the next
+        for schema in (process, f"{process}_next"):
+            await connection.execute(f"create schema if not exists {schema} authorization {role_of(process)}")
     owners = [(role_of(entry.owner), name) for name, entry in CATALOGUE.items()]
     await connection.execute("delete from fedota.writers")
     await connection.executemany("insert into fedota.writers (role, type) values ($1, $2)", owners)
