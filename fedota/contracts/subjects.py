@@ -10,8 +10,23 @@ EVENTS: Final = "fedota.events.>"
 
 
 def event(type_: str, problem_id: str) -> str:
-    """Where the relay publishes an event; the stream's sequence there is the event's position."""
+    """Where the stream holds an event; its sequence there is the event's position."""
     return f"fedota.events.{type_}.{problem_id}"
+
+
+def inlet(secret: str) -> str:
+    """Where the stream takes what it holds as `EVENTS`; `*` stands for any secret.
+
+    Whoever may ask the server for something chooses where it replies, and a permission to publish does not cover that:
+    a stream that listened on `EVENTS` itself would hold replies that somebody sent there. What nobody can guess, nobody
+    can name. Only the relay may read the stream's configuration, which has the secret.
+    """
+    return f"fedota.relay.{secret}.>"
+
+
+def into(inlet_: str, event_: str) -> str:
+    """Where an event is published, so that the stream holds it as `event_`."""
+    return inlet_[:-1] + event_[len(EVENTS) - 1 :]
 
 
 def command(service: str, name: str) -> str:

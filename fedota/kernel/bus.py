@@ -17,6 +17,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
 from nats.micro import add_service
 from nats.micro.request import Request as MicroRequest
+from nats.micro.service import Service as MicroService
 from nats.micro.service import ServiceConfig
 
 from fedota.contracts import subjects
@@ -106,10 +107,9 @@ class Bus:
             command=msgspec.Raw(to_json(command)),
             traceparent=traceparent,
         )
+        subject = subjects.command(OWNERS[name][0], name)
         try:
-            message = await self.client.request(
-                subjects.command(OWNERS[name][0], name), to_json(request), timeout=timeout
-            )
+            answer = await self.ask(subject, to_json(request), timeout)
         except nats.errors.NoRespondersError:
             raise FedotaError(
                 "unavailable", f"The service that answers {name} is not there. Try again in a moment.", retry_after=2
@@ -118,12 +118,24 @@ class Bus:
             raise FedotaError(
                 "timeout", f"{name} was not answered in time. Ask again with the same Idempotency-Key."
             ) from None
+        return msgspec.json.decode(answer, type=Reply)
+
+    async def ask(self, subject: str, body: bytes, timeout: float) -> bytes:
+        """The answer to a request, waited for at most `timeout` seconds.
+
+        Raises `FedotaError` in the words of who answers, `nats.errors.NoRespondersError` when nobody does there, and
+        `nats.errors.TimeoutError`.
+        """
+        message = await self.client.request(subject, body, timeout=timeout)
         if message.headers and ERROR_HEADER in message.headers:
             raise FedotaError.of(msgspec.json.decode(message.data, type=Problem))
-        return msgspec.json.decode(message.data, type=Reply)
+        return message.data
 
-    async def answer(self, endpoints: Mapping[str, Answer]) -> None:
-        """Answer requests on each subject as the micro service `name`, many at a time; returns when NATS knows it."""
+    async def answer(self, endpoints: Mapping[str, Answer]) -> MicroService:
+        """Answer requests on each subject as the micro service `name`, many at a time; returns when NATS knows it.
+
+        They are answered until the service that this gives is stopped, or the connection is closed.
+        """
         service = await add_service(
             self.client, config=ServiceConfig(name=f"fedota-{self.name}", version="1.0.0", queue_group=self.name)
         )
@@ -132,6 +144,7 @@ class Bus:
                 name=subject.replace(".", "-").replace("*", "any"), subject=subject, handler=self._spawning(handler)
             )
         await arrived(self.client)
+        return service
 
     async def answer_commands(self, handlers: Mapping[type[Command], CommandHandler]) -> None:
         """Answer these commands."""
@@ -192,6 +205,16 @@ async def arrived(client: Client) -> None:
     """
     await client.flush()
     await client.flush()
+
+
+async def send_frames(client: Client, frames: bytes) -> None:
+    """Send what is in the form of NATS's protocol already, in order with what is published.
+
+    nats-py has no public way to do so. Raises what its `publish` raises while nothing can be sent.
+    """
+    if not client.is_connected:
+        raise nats.errors.ConnectionReconnectingError
+    await client._send_command(frames)
 
 
 class Consumer:

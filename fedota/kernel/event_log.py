@@ -6,33 +6,34 @@ them out under a lock that is held until the commit. Whoever has seen position n
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import UTC, datetime
 from typing import Final, NamedTuple
 from uuid import UUID
 
 import asyncpg
 import msgspec
 import structlog
+from asyncpg.pool import PoolConnectionProxy
 
 from fedota.contracts.commands import Request
 from fedota.errors import FedotaError
-from fedota.events import CATALOGUE, Event, NewEvent, UnknownEventError, decode_data, to_json, uuid7
+from fedota.events import CATALOGUE, Event, NewEvent, UnknownEventError, decode_data, decoder, to_json, uuid7
 from fedota.kernel.database import Connection, Pool
+from fedota.kernel.log_queries import COLUMNS, LAST_BEFORE, NEWEST, STREAM, TAIL, TYPED, Scanned, Wanted
 
 CHANNEL: Final = "fedota_events"  # NOTIFY once a commit, with the new head
-_BATCH: Final = 512  # requests in one transaction: enough for group commit, small enough for the lock on head
+_BATCH: Final = 128  # requests in one transaction: enough for group commit; more wait while PostgreSQL works on these
 _APPEND: Final = "select * from fedota.append($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14)"
-_COLUMNS: Final = (
-    "select position, id, type, schema, subject, version, time, actor, correlation, causation, traceparent, data"
-    " from fedota.events"
-)
-_READ: Final = (
-    f"{_COLUMNS} where position > $1 and ($3::text[] is null or subject = any($3))"
-    " and ($4::text[] is null or type = any($4)) order by position limit $2"
-)
-_STREAM: Final = f"{_COLUMNS} where subject = $1 order by version"
-_NEWEST: Final = f"{_COLUMNS} where subject = $1 and version < $2 order by version desc limit $3"
+_PAGE: Final = 1000  # events that a replay reads at once, of at most so many bytes:
+_PAGE_BYTES: Final = 4 * 1024 * 1024
+_HANDFUL: Final = 100  # events that are typed at once: more do not fit the processor's cache, at half the speed
+_WINDOW: Final = 20_000  # positions that a statement looks through for what has no index
+_SCAN_SECONDS: Final = 1.0  # after that a scan says how far it got
+_LAST_POSITION: Final = 2**63 - 1
+_RELEASE_SECONDS: Final = 5.0
 _RECORDED: Final = "select * from fedota.recorded($1)"
 _LAST_VERSION: Final = 2**31 - 1
 OUTAGES: Final = (  # what is no fault of the statement: PostgreSQL has gone, or cannot do it now
@@ -144,6 +145,7 @@ class EventLog:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(maxsize=10_000)
+        self._pen: PoolConnectionProxy[asyncpg.Record] | None = None
         self._closed = False
 
     @classmethod
@@ -159,6 +161,7 @@ class EventLog:
             await log._queue.join()
             appender.cancel()
             await asyncio.gather(appender, return_exceptions=True)
+            await log._put_down()
 
     async def append(self, request: Append) -> Appended:
         """Append; the events are durable when this returns.
@@ -194,7 +197,7 @@ class EventLog:
 
     async def read(self, after: int, *, limit: int = 1000) -> list[Event]:
         """At most `limit` events past position `after`, in order."""
-        return [event_of(record) for record in await self.records(after, limit=limit)]
+        return events_of(await self._fetch(Wanted(), after, _LAST_POSITION, limit, TYPED))
 
     async def records(
         self,
@@ -203,17 +206,120 @@ class EventLog:
         limit: int = 1000,
         subjects: Sequence[str] | None = None,
         types: Sequence[str] | None = None,
+        actor: str | None = None,
+        until: int | None = None,
+        since: datetime | None = None,
+        before: datetime | None = None,
     ) -> list[asyncpg.Record]:
-        """At most `limit` events past position `after` as they are stored, in order, of these streams and types."""
-        return await self._pool.fetch(_READ, after, limit, subjects, types)
+        """At most `limit` events past position `after` as they are stored, in order, up to `until`.
+
+        Only those of these streams, types and of this actor, recorded at `since` or later and before `before`; None
+        stands for all. Fewer than `limit` are all there are. Types and actors have no index: what is rare among
+        millions takes long to find, `scan` stops on the way and says where.
+        """
+        if types is None and actor is None and since is None and before is None:
+            return await self._fetch(Wanted(subjects), after, _LAST_POSITION if until is None else until, limit)
+        begin, end = await self._bounds(after, until, since, before)
+        return (await self._scan(Wanted(subjects, types, actor), begin, end, limit)).records
+
+    async def scan(
+        self,
+        after: int,
+        *,
+        limit: int = 1000,
+        subjects: Sequence[str] | None = None,
+        types: Sequence[str] | None = None,
+        actor: str | None = None,
+        until: int | None = None,
+        since: datetime | None = None,
+        before: datetime | None = None,
+        seconds: float = _SCAN_SECONDS,
+    ) -> Scanned:
+        """What `records` finds in about `seconds`, and the position up to which it looked.
+
+        For who answers a person: however rare what is asked for, no statement holds a connection for long, and the
+        next page begins past `reached`. Fewer than `limit` records mean the end only when `reached` is the head (or
+        `until`, or the last position before `before`): then `reached` stays the same when it is asked again.
+        """
+        begin, end = await self._bounds(after, until, since, before)
+        return await self._scan(Wanted(subjects, types, actor), begin, end, limit, seconds)
+
+    async def replay(
+        self,
+        after: int = 0,
+        until: int | None = None,
+        *,
+        subjects: Sequence[str] | None = None,
+        types: Sequence[str] | None = None,
+        page: int = _HANDFUL,
+    ) -> AsyncGenerator[list[Event], None]:
+        """All events past `after` up to and including `until` in order, in pages; without it, up to today's head.
+
+        PostgreSQL works on what follows meanwhile. More than some hundred events on a `page` are typed more slowly.
+        Close it (`aclosing`) when it is left early. Raises `UnknownEventError` or `msgspec.ValidationError` for an
+        event that this program cannot read.
+        """
+        wanted, end = Wanted(subjects, types), await self.head() if until is None else until
+        fetching = asyncio.create_task(self._scan(wanted, after, end, _HANDFUL, columns=TYPED))
+        try:
+            while rows := (await fetching).records:
+                more = self._scan(wanted, rows[-1]["position"], end, _affordable(rows), columns=TYPED)
+                fetching = asyncio.create_task(more)
+                for begin in range(0, len(rows), page):
+                    await asyncio.sleep(0)  # take in what has come
+                    yield events_of(rows[begin : begin + page])
+        finally:
+            fetching.cancel()
+            await asyncio.gather(fetching, return_exceptions=True)
+
+    @asynccontextmanager
+    async def tail(self, after: int) -> AsyncIterator["Tail"]:
+        """The log past position `after`, on a connection of its own, which saves each read a round trip."""
+        async with self._pool.acquire() as connection:
+            yield Tail(connection, after)
 
     async def stream(self, subject: str) -> list[Event]:
         """All events of one stream, oldest first."""
-        return [event_of(record) for record in await self._pool.fetch(_STREAM, subject)]
+        return events_of(await self._pool.fetch(STREAM, subject))
 
     async def newest(self, subject: str, *, limit: int, before: int = _LAST_VERSION) -> list[Event]:
         """At most `limit` events of one stream, newest first, of versions before `before`."""
-        return [event_of(record) for record in await self._pool.fetch(_NEWEST, subject, before, limit)]
+        return events_of(await self._pool.fetch(NEWEST, subject, before, limit))
+
+    async def _scan(
+        self, wanted: Wanted, after: int, end: int, limit: int, seconds: float = math.inf, columns: str = COLUMNS
+    ) -> Scanned:
+        found: list[asyncpg.Record] = []
+        deadline = asyncio.get_running_loop().time() + seconds
+        while after < end:
+            window = min(end, after + _WINDOW) if wanted.sifts and wanted.subjects is None else end
+            found += await self._fetch(wanted, after, window, limit - len(found), columns)
+            if len(found) == limit:
+                return Scanned(found, found[-1]["position"])
+            after = window
+            if asyncio.get_running_loop().time() > deadline:
+                break
+        return Scanned(found, after)
+
+    async def _fetch(
+        self, wanted: Wanted, after: int, until: int, limit: int, columns: str = COLUMNS
+    ) -> list[asyncpg.Record]:
+        statement, arguments = wanted.statement(columns, after, until, limit)
+        return await self._pool.fetch(statement, *arguments)
+
+    async def _bounds(
+        self, after: int, until: int | None, since: datetime | None, before: datetime | None
+    ) -> tuple[int, int]:
+        end = await self.head() if until is None else min(until, await self.head())
+        if before is not None:
+            end = await self._last_before(before, end)
+        if since is not None:
+            after = max(after, await self._last_before(since, end))
+        return after, end
+
+    async def _last_before(self, time: datetime, end: int) -> int:
+        position: int = await self._pool.fetchval(LAST_BEFORE, time, end)
+        return position
 
     async def _append_forever(self) -> None:
         while True:
@@ -241,12 +347,32 @@ class EventLog:
     async def _execute(self, batch: list[_Waiting]) -> list[asyncpg.Record]:
         arguments = _arguments(batch)
         try:
-            return await self._pool.fetch(_APPEND, *arguments)
+            return await self._write(arguments)
+        except asyncpg.LockNotAvailableError:
+            raise  # somebody sits on the lock, and the callers have waited long enough
         except Exception as error:
             if not is_outage(error):
                 raise
             # Whether it was committed is not known, but keys make it safe to ask again.
-            return await self._pool.fetch(_APPEND, *arguments)
+            return await self._write(arguments)
+
+    async def _write(self, arguments: tuple[list[object], ...]) -> list[asyncpg.Record]:
+        """On one connection that is kept: a pool resets one after each use, which is a round trip more."""
+        if self._pen is None:
+            self._pen = await self._pool.acquire()
+        try:
+            return await self._pen.fetch(_APPEND, *arguments)
+        except Exception as error:
+            if is_outage(error):
+                await self._put_down()
+            raise
+
+    async def _put_down(self) -> None:
+        """Give the connection back to the pool, which looks whether it is still good and closes it if it is not."""
+        pen, self._pen = self._pen, None
+        if pen is not None:
+            with suppress(*OUTAGES):  # what is wrong with it was told already, or is nobody's concern any more
+                await self._pool.release(pen, timeout=_RELEASE_SECONDS)
 
     async def _isolate(self, batch: list[_Waiting], error: Exception) -> None:
         """One request that the database refuses must not take the others of its transaction with it."""
@@ -256,6 +382,34 @@ class EventLog:
         else:
             for one in batch:
                 await self._append_batch([one])
+
+
+class LogChangedError(Exception):
+    """What was read before is not in the log any more: it is another log, or an older copy of this one."""
+
+
+class Tail:
+    """Follows the log, and notices when it is not the log that it followed so far."""
+
+    def __init__(self, connection: Connection, after: int) -> None:
+        self._connection = connection
+        self._hash: bytes | None = None
+        self._limit = _HANDFUL
+        self.position = after
+
+    async def read(self) -> list[asyncpg.Record]:
+        """The next events as they are stored, a page of them at most. Raises `LogChangedError`."""
+        if self.position == 0:
+            rows = await self._connection.fetch(TAIL, 1, self._limit)
+        else:
+            # the last one again: its hash says that all before it is what it was
+            rows = await self._connection.fetch(TAIL, self.position, self._limit + 1)
+            if not rows or rows[0]["position"] != self.position or rows[0]["hash"] != (self._hash or rows[0]["hash"]):
+                raise LogChangedError(f"the log has not any more what it had at position {self.position}")
+            self._hash = rows.pop(0)["hash"]
+        if rows:
+            self.position, self._hash, self._limit = rows[-1]["position"], rows[-1]["hash"], _affordable(rows)
+        return rows
 
 
 def _fail(batch: list[_Waiting], error: Exception) -> None:
@@ -309,11 +463,40 @@ def _key_reused() -> FedotaError:
     return FedotaError("key_reused", "This idempotency key belongs to another request. Send a new key.")
 
 
-def event_of(row: asyncpg.Record) -> Event:
-    """The event in a row of `fedota.events`. Raises `UnknownEventError` for a type this program does not know."""
-    fields = dict(row.items())  # half the time of `{**row}`
-    fields["data"] = decode_data(row["type"], row["schema"], row["data"])
+def event_of(record: asyncpg.Record) -> Event:
+    """The event in one of `EventLog.records`. Raises `UnknownEventError` for a type this program does not know."""
+    fields = dict(record.items())  # half the time of `{**record}`
+    fields["data"] = decode_data(record["type"], record["schema"], record["data"])
     return Event(**fields)
+
+
+def events_of(rows: list[asyncpg.Record]) -> list[Event]:
+    """The events in rows of the columns `TYPED`. Raises `UnknownEventError` for a type this program does not know."""
+    return [
+        Event(
+            id=id_,
+            type=type_,
+            schema=schema,
+            subject=subject,
+            version=version,
+            position=position,
+            time=datetime.fromtimestamp(time, UTC),
+            actor=actor,
+            correlation=correlation,
+            causation=causation,
+            traceparent=traceparent,
+            data=decoder(type_, schema)(data),
+        )
+        for position, id_, type_, schema, subject, version, time, actor, correlation, causation, traceparent, data in (
+            rows
+        )
+    ]
+
+
+def _affordable(rows: list[asyncpg.Record]) -> int:
+    """How many more such rows make a page."""
+    size = sum(len(row["data"]) for row in rows) // len(rows)
+    return max(1, min(_PAGE, _PAGE_BYTES // (size + 1)))
 
 
 @contextmanager

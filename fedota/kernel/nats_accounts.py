@@ -58,7 +58,7 @@ def _service(process: str, *answers: str) -> Permissions:
 PERMISSIONS: Final[dict[str, Permissions]] = {
     "relay": Permissions(
         publish=[
-            subjects.EVENTS,
+            subjects.inlet("*"),
             *(f"$JS.API.STREAM.{verb}.{subjects.STREAM}" for verb in ("INFO", "CREATE", "MSG.GET")),
             f"$JS.API.DIRECT.GET.{subjects.STREAM}",
         ],

@@ -1,5 +1,7 @@
 """The database itself keeps the log as it was written."""
 
+from contextlib import suppress
+
 import asyncpg
 import pytest
 
@@ -134,3 +136,135 @@ async def test_a_caller_cannot_skew_the_arrays(filled: Ground) -> None:
                 await connection.fetch(APPEND, *skewed)
         assert await connection.fetchval("select position from fedota.head") == 2
         assert await connection.fetchval("select count(*) from fedota.events") == 2
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+async def test_no_table_of_the_platform_yields(filled: Ground, process: str) -> None:
+    """Whatever tables there are: none is written, locked, given away, or rid of its triggers, by whom it is not of."""
+    async with filled.superuser() as connection:
+        tables = await connection.fetch(
+            "select c.oid::regclass::text as name, n.nspname as schema, (select attname from pg_attribute"
+            " where attrelid = c.oid and attnum = 1) as first from pg_class c join pg_namespace n on"
+            " n.oid = relnamespace where relkind = 'r' and n.nspname <> all (array['pg_catalog', 'information_schema'])"
+        )
+    assert {"fedota.events", "fedota.head", "fedota.requests", "fedota.writers"} <= {table["name"] for table in tables}
+    async with filled.as_role(process) as connection:
+        for table in tables:
+            name, first = table["name"], table["first"]
+            if process == "gateway" and table["schema"] == "people":
+                continue  # its own
+            for statement in (
+                f"insert into {name} default values",
+                f"update {name} set {first} = {first}",
+                f"delete from {name}",
+                f"truncate {name}",
+                f"alter table {name} disable trigger all",
+                f"alter table {name} owner to {role_of(process)}",
+                f"create trigger mine before insert on {name} execute function suppress_redundant_updates_trigger()",
+                f"create policy mine on {name}",
+                f"lock table {name} in share mode",
+                f"select from {name} for update",
+                f"drop table {name}",
+            ):
+                await is_refused(connection, statement)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+async def test_a_process_is_nobody_on_the_server(filled: Ground, process: str) -> None:
+    """No file, no program, no role, no other's schema, and no word in what the log is made of."""
+    other = "gateway" if process != "gateway" else "rounds"
+    async with filled.superuser() as connection:
+        await connection.execute(f"create table {other}.theirs (a int); insert into {other}.theirs values (1)")
+        await connection.execute(f"alter table {other}.theirs owner to {role_of(other)}")
+    async with filled.as_role(process) as connection:
+        for statement in (
+            f"select * from {other}.theirs",
+            f"insert into {other}.theirs values (2)",
+            f"drop table {other}.theirs",
+            f"create table {other}_next.mine (a int)",
+            f"drop schema {other} cascade",
+            "alter schema fedota rename to mine",
+            "select pg_read_file('postgresql.conf')",
+            "select pg_ls_dir('.')",
+            "select lo_import('/etc/passwd')",
+            "copy (select 1) to '/tmp/mine'",
+            "copy (select 1) to program 'true'",
+            "copy pg_class from program 'true'",
+            "create function pg_temp.mine() returns int language c as '/lib/mine', 'mine'",
+            "set session authorization postgres",
+            "create role mine",
+            f"grant {OWNER} to {role_of(process)}",
+            f"alter role {role_of(other)} password 'mine'",
+            f"reassign owned by {OWNER} to {role_of(process)}",
+            f"alter default privileges for role {OWNER} grant all on tables to public",
+            "create or replace function fedota.append() returns void language sql as ''",
+            "alter function fedota.append security invoker",
+            "alter function fedota.append set search_path = pg_temp",
+            "drop function fedota.append",
+            "create function fedota.sha256(bytea) returns bytea language sql as 'select $1'",
+            "create publication mine for table fedota.events",
+            "select pg_create_logical_replication_slot('mine', 'pgoutput')",
+        ):
+            await is_refused(connection, statement)
+        for statement in ("alter system set fsync = off", "create database mine"):  # never within a transaction
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await connection.execute(statement)
+
+
+async def test_the_append_function_calls_nothing_of_the_callers(filled: Ground) -> None:
+    """Functions, an operator and a cast of the names that it uses: each would say so if it were called."""
+    bodies = {
+        "cardinality(anyarray) returns int": "int",
+        "array_dims(anyarray) returns text": "text",
+        "array_position(anycompatiblearray, anycompatible) returns int": "int",
+        "starts_with(text, text) returns boolean": "boolean",
+        "clock_timestamp() returns timestamptz": "timestamptz",
+        "to_char(timestamp, text) returns text": "text",
+        "convert_to(text, name) returns bytea": "bytea",
+        "sha256(bytea) returns bytea": "bytea",
+        "pg_notify(text, text) returns void": "void",
+        "joined(bytea, bytea) returns bytea": "bytea",
+        "contained(text[], text[]) returns boolean": "boolean",
+    }
+    async with filled.as_role("problems") as connection:
+        await connection.execute("create type pg_temp.events as (position bigint); set search_path = problems, public")
+        for signature in bodies:
+            await connection.execute(
+                f"create function problems.{signature} language plpgsql as"
+                " $$ begin raise exception 'the caller was called'; end $$"
+            )
+        await connection.execute(
+            "create operator problems.|| (function = problems.joined, leftarg = bytea, rightarg = bytea);"
+            "create operator problems.<@ (function = problems.contained, leftarg = text[], rightarg = text[]);"
+            "create temporary table head as select 0::bigint as position, ''::bytea as hash;"
+            "create temporary table requests (key text, fingerprint bytea, position bigint, version int, result bytea)"
+        )
+        with pytest.raises(asyncpg.RaiseError, match="the caller was called"):
+            await connection.fetch("select problems.sha256('')")
+        row = await connection.fetchrow(APPEND, *arguments("ProblemStopped", f"problems/{new_id()}"))
+        assert row is not None and (row["outcome"], row["position"]) == ("accepted", 3)
+        assert await connection.fetchval("select count(*) from pg_temp.requests") == 0
+
+
+@pytest.mark.parametrize("place", range(14))
+async def test_arrays_of_no_ordinary_form_append_nothing(filled: Ground, place: int) -> None:
+    """None at all, none in it, of two dimensions, with one element more: each argument in turn."""
+    async with filled.as_role("problems") as connection:
+        plain = arguments("ProblemStopped", f"problems/{new_id()}")
+        odd: list[list[object] | None] = [None, [], [plain[place]], plain[place] * 2]
+        for value in odd:
+            skewed: list[object] = [*plain]
+            skewed[place] = value
+            with suppress(asyncpg.PostgresError):
+                assert await connection.fetch(APPEND, *skewed) == [], "no request is answered"
+        assert await connection.fetchval("select position from fedota.head") == 2
+        assert await connection.fetchval("select count(*) from fedota.events") == 2
+
+
+async def test_anybody_may_cry_wolf(filled: Ground) -> None:
+    """A NOTIFY is no right of anybody: it only wakes who then looks for himself and finds nothing."""
+    async with filled.as_role("auditor") as connection:
+        for _ in range(50):
+            await connection.execute("notify fedota_events, '999999'")
+    await filled.record(created())
+    assert await filled.logs["problems"].head() == 3
