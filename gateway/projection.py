@@ -1,4 +1,4 @@
-"""The gateway's read model: what each event changes in it, said as values, and the one place that writes them.
+"""The gateway's read model: what each event changes in it, said as values.
 
 Rows hold what events carry and nothing else, so a rebuild gives the same rows to the byte.
 """
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from fedota.events import CATALOGUE, Event, EventData, to_json
+from fedota.events import Event
 from fedota.events.orchestrator import InfraDegraded, InfraFailed, InfraRecovered, InfraSpawned, InfraStopped
 from fedota.events.problems import (
     ParticipationApproved,
@@ -22,11 +22,11 @@ from fedota.events.problems import (
 )
 from fedota.events.rounds import RoundUpdated
 from fedota.events.storage import FilesDeleted, FilesStored
-from fedota.kernel.database import Connection
 from fedota.kernel.projection import Projection
-from gateway.words import sentence
+from fedota.kernel.tables import Add, Change, Drop, Put, Set, writing
+from fedota.words import sentence
 
-_NOTHING: Final = {"backend": "", "coordinator": "", "selectors": "[]", "reason": "", "failure": "", "log": "[]"}
+_NOTHING: Final = {"backend": "", "coordinator": "", "selectors": [], "reason": "", "failure": "", "log": []}
 WHOLE: Final = ""  # the row of `infrastructure` that stands for all components together
 _TABLES: Final = """
 create table if not exists problems (
@@ -62,57 +62,40 @@ create table if not exists feed (
 """
 
 
-class Put(msgspec.Struct, frozen=True):
-    """A row with these values; where there was none with this key, `defaults` stand in its other columns."""
-
-    table: str
-    key: dict[str, Any]
-    values: dict[str, Any]
-    defaults: dict[str, Any] = {}
-
-
-class Set(msgspec.Struct, frozen=True):
-    """These columns of the row with this key, where there is one."""
-
-    table: str
-    key: dict[str, Any]
-    values: dict[str, Any]
-
-
-class Drop(msgspec.Struct, frozen=True):
-    """No row with this key."""
-
-    table: str
-    key: dict[str, Any]
-
-
-Change = Put | Set | Drop
-
-
 def changes(event: Event) -> list[Change]:
     """What an event changes in the read model."""
-    return [*_state(event), _said(event)]
+    found = _state(event)
+    found.append(_said(event))
+    return found
 
 
 def _said(event: Event) -> Change:
-    key = {"problem_id": event.problem_id, "position": event.position}
-    told = {"type": event.type, "time": event.time, "actor": event.actor, "said": sentence(event.data)}
-    return Put("feed", key, told)
+    row = {
+        "problem_id": event.data.problem_id,
+        "position": event.position,
+        "type": event.type,
+        "time": event.time,
+        "actor": event.actor,
+        "said": sentence(event.data),
+    }
+    return Add("feed", row)
 
 
 def _state(event: Event) -> list[Change]:
     match event.data:
+        case RoundUpdated() as data:  # first: most events are reports, and a rebuild goes through millions of them
+            return [_round(event, data)]
         case ProblemCreated():
             return [_created(event, event.data)]
         case ProblemRevised() as data:
             return [_problem(event, **_description(data))]
         case ProblemStarted() as data:
             # a run has no result before its last round, whatever the run before it had
-            return [_problem(event, state="running", run=data.run, plan=_json(data.plan), reason="", model=None)]
+            return [_problem(event, state="running", run=data.run, plan=data.plan, reason="", model=None)]
         case ProblemStopped() as data:
             return [_problem(event, state="stopped", reason=data.reason)]
         case ProblemCompleted() as data:
-            return [_problem(event, state="completed", reason="", model=_json(data.model))]
+            return [_problem(event, state="completed", reason="", model=data.model)]
         case ParticipationRequested() | ParticipationApproved() as data:
             return [_participation(event, data.organization)]
         case ParticipationRefused() | ParticipationRevoked() as data:
@@ -121,14 +104,8 @@ def _state(event: Event) -> list[Change]:
             return [_file(event, msgspec.to_builtins(file)) for file in data.files]
         case FilesDeleted() as data:
             return [Drop("files", {"problem_id": data.problem_id, "name": name}) for name in data.names]
-        case RoundUpdated() as data:
-            return [_round(event, data)]
         case _:
             return _infrastructure(event)
-
-
-def _json(value: Any) -> str | None:
-    return None if value is None else to_json(value).decode()
 
 
 def _description(data: ProblemCreated | ProblemRevised) -> dict[str, Any]:
@@ -137,12 +114,12 @@ def _description(data: ProblemCreated | ProblemRevised) -> dict[str, Any]:
         "description": data.description,
         "data_format": data.data_format,
         "client_image": data.client_image,
-        "plan": _json(data.plan),
+        "plan": data.plan,
     }
 
 
 def _created(event: Event, data: ProblemCreated) -> Change:
-    start = {"setter": data.setter, "state": "draft", "run": 0, "reason": "", "model": None}
+    start = {"setter": event.actor, "state": "draft", "run": 0, "reason": "", "model": None}
     when = {"created": event.time, "changed": event.time, "position": event.position}
     return Put("problems", {"problem_id": data.problem_id}, {**_description(data), **start, **when})
 
@@ -164,11 +141,10 @@ def _file(event: Event, file: dict[str, Any]) -> Change:
 
 def _round(event: Event, data: RoundUpdated) -> Change:
     values = msgspec.structs.asdict(data)
-    key = {name: values.pop(name) for name in ("problem_id", "run", "round", "attempt")}
-    del values["report"]
-    for name in ("participants", "refusals", "metrics", "checkpoint"):
-        values[name] = _json(values[name])
-    return Put("rounds", key, {**values, "changed": event.time, "position": event.position})
+    del values["report"], values["problem_id"], values["run"], values["round"], values["attempt"]
+    values["changed"], values["position"] = event.time, event.position
+    key = {"problem_id": data.problem_id, "run": data.run, "round": data.round, "attempt": data.attempt}
+    return Put("rounds", key, values)
 
 
 def _infrastructure(event: Event) -> list[Change]:
@@ -177,11 +153,11 @@ def _infrastructure(event: Event) -> list[Change]:
             # what was down before is not, now that everything was launched again
             return [Drop("infrastructure", {"problem_id": data.problem_id, "run": data.run}), _spawned(event, data)]
         case InfraDegraded() as data:
-            return [_component(event, data, data.component, "degraded", reason=data.reason, log=_json(data.log))]
+            return [_component(event, data, data.component, "degraded", reason=data.reason, log=data.log)]
         case InfraRecovered() as data:
-            return [_component(event, data, data.component, "running", reason="", log="[]")]
+            return [_component(event, data, data.component, "running", reason="", log=[])]
         case InfraFailed() as data:
-            said = {"reason": data.reason, "failure": data.reason, "log": _json(data.log)}
+            said = {"reason": data.reason, "failure": data.reason, "log": data.log}
             return [_component(event, data, WHOLE, "failed", **said)]
         case InfraStopped() as data:
             # what failed before, and its log, stay: removing the remains must not hide why
@@ -191,7 +167,7 @@ def _infrastructure(event: Event) -> list[Change]:
 
 
 def _spawned(event: Event, data: InfraSpawned) -> Change:
-    addresses = {"backend": data.backend, "coordinator": data.coordinator, "selectors": _json(data.selectors)}
+    addresses = {"backend": data.backend, "coordinator": data.coordinator, "selectors": data.selectors}
     return _component(event, data, WHOLE, "running", **addresses)
 
 
@@ -201,43 +177,5 @@ def _component(event: Event, data: Any, component: str, state: str, **values: An
     return Put("infrastructure", key, values, {name: text for name, text in _NOTHING.items() if name not in values})
 
 
-async def _write(connection: Connection, event: Event, _: EventData) -> None:
-    for change in changes(event):
-        await _apply(connection, change)
-
-
-def _storable(row: dict[str, Any]) -> list[Any]:
-    """The row's values, without the one character that PostgreSQL's text cannot hold: a process may log anything."""
-    return [value.replace("\0", "\ufffd") if isinstance(value, str) else value for value in row.values()]
-
-
-async def _apply(connection: Connection, change: Change) -> None:
-    match change:
-        case Put(table, key, values, defaults):
-            row = {**key, **defaults, **values}
-            holders = ", ".join(f"${number}" for number in range(1, len(row) + 1))
-            updates = ", ".join(f"{name} = excluded.{name}" for name in values)
-            await connection.execute(
-                f"insert into {table} ({', '.join(row)}) values ({holders})"  # noqa: S608 - names are ours
-                f" on conflict ({', '.join(key)}) do update set {updates}",
-                *_storable(row),
-            )
-        case Set(table, key, values):
-            updates = ", ".join(f"{name} = ${number}" for number, name in enumerate(values, len(key) + 1))
-            await connection.execute(
-                f"update {table} set {updates} where {_where(key)}",  # noqa: S608 - names are ours
-                *_storable({**key, **values}),
-            )
-        case Drop(table, key):
-            await connection.execute(f"delete from {table} where {_where(key)}", *_storable(key))  # noqa: S608
-
-
-def _where(key: dict[str, Any]) -> str:
-    return " and ".join(f"{name} = ${number}" for number, name in enumerate(key, 1))
-
-
-PROJECTION: Final = Projection(
-    tables=_TABLES,
-    names=("problems", "files", "participations", "infrastructure", "rounds", "feed"),
-    rows={kind.data: _write for kind in CATALOGUE.values()},
-)
+NAMES: Final = ("problems", "files", "participations", "infrastructure", "rounds", "feed")
+PROJECTION: Final = Projection(tables=_TABLES, names=NAMES, write=writing(changes, *NAMES))

@@ -5,57 +5,57 @@ nothing. What arrives twice is skipped, what is missing is read from the log.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import msgspec
 import nats.errors
 import structlog
 
 from fedota.errors import FedotaError
-from fedota.events import Event, EventData, UnknownEventError, decode
+from fedota.events import Event, UnknownEventError, decode
+from fedota.kernel import dead_letters
 from fedota.kernel.bus import Bus, Consumer, StreamLostError
 from fedota.kernel.database import Connection, Pool
 from fedota.kernel.event_log import EventLog, is_outage
+from fedota.kernel.operations import Operations
+from fedota.kernel.read_models import Projection
 from fedota.kernel.service import Service
 
-D = TypeVar("D", bound=EventData)
-RowHandler = Callable[[Connection, Event, Any], Awaitable[None]]
-Reaction = Callable[[Event, Any], Awaitable[None]]
-_TABLES: Final = """
-create table if not exists checkpoint (id boolean primary key default true check (id), position bigint not null);
-insert into checkpoint (position) values (0) on conflict do nothing;
-create table if not exists dead_letters (
-    position bigint primary key, subject text not null, type text not null, error text not null,
-    parked timestamptz not null default now()
+__all__ = ["Projection", "Projector"]
+_CHECKPOINT: Final = """
+create table if not exists checkpoint (
+    id boolean primary key default true check (id), position bigint not null,
+    event uuid -- the one at that position: a log that has another there is not the one that was projected
 );
+do $$ begin
+    if not exists (select from pg_attribute where attrelid = 'checkpoint'::regclass and attname = 'event') then
+        alter table checkpoint add column event uuid;
+    end if;
+end $$;
+insert into checkpoint (position) values (0) on conflict do nothing;
 """
 # A crash of PostgreSQL may take back the last moments of rows and checkpoint together, and they are projected again:
 # no commit here needs to wait for the disk.
 _LOCK: Final = """
-select position, array(select distinct subject from dead_letters) as parked,
+select position, (select e.id from fedota.events e where e.position = $1) as recorded,
     set_config('synchronous_commit', 'off', true)
 from checkpoint for update
 """
+_STANDS: Final = """
+select c.position, current_schema() as schema, h.position as head,
+    c.position <= h.position and (c.event is null or c.event = e.id) as same
+from checkpoint c cross join fedota.head h left join fedota.events e on e.position = c.position
+"""
+_PARKED: Final = "select distinct subject from dead_letters where state = 'parked' and subject = any($1)"
 _WAIT: Final = 5.0  # seconds that a reader waits for a position
 _PAUSE: Final = 1.0  # seconds before another try after a fault
 _log = structlog.get_logger(__name__)
 
 
-class Projection(msgspec.Struct, frozen=True, kw_only=True):
-    """What to do with events: rows to write, and reactions.
-
-    `tables` is SQL that makes the tables of the process's own schema, if they are not there; `names` are their names.
-    A row handler `(connection, event, data)` writes in the transaction that moves the checkpoint, nothing else.
-    A reaction `(event, data)` acts outside before that transaction commits, so it may run again after a crash: what it
-    does is keyed by the event's id. A rebuild repeats none.
-    """
-
-    tables: str = ""
-    names: tuple[str, ...] = ()
-    rows: Mapping[type[EventData], RowHandler] = {}
-    reactions: Mapping[type[EventData], Reaction] = {}
+class RestoredLogError(Exception):
+    """The log has another past than the one that was projected: going on would skip events, and say nothing."""
 
 
 class Projector:
@@ -67,7 +67,9 @@ class Projector:
         self._log = log
         self._bus = bus
         self._moved = asyncio.Condition()
+        self._operations = Operations(projection, pool, log, bus, lambda: (self.position, self.stopped or ""))
         self.position = 0
+        self.parked = 0
         self.stopped: str | None = None
 
     @classmethod
@@ -75,13 +77,17 @@ class Projector:
     async def open(
         cls, service: Service, projection: Projection, pool: Pool, log: EventLog, bus: Bus
     ) -> AsyncIterator["Projector"]:
-        """The projection, running, with its readiness and metrics in `service`."""
+        """The projection, running, with its readiness and metrics in `service`; operators are answered by NATS."""
         projector = cls(projection, pool, log, bus)
         await projector._prepare()
         service.add_check("projection", projector.check)
         service.add_gauge("projection_position", "Position that the read model stands for", lambda: projector.position)
-        async with service.running("projector", projector.run()):
-            yield projector
+        service.add_gauge("dead_letters", "Events that are parked", lambda: projector.parked)
+        try:
+            async with service.running("projector", projector.run()):
+                yield projector
+        finally:
+            await projector._operations.stop()
 
     async def check(self) -> None:
         """Raise when the read model has stopped, is far behind the log, or events are parked."""
@@ -90,8 +96,9 @@ class Projector:
         lag = await self._log.head() - self.position
         if lag > 10_000:
             raise FedotaError("unavailable", f"the read model is {lag} events behind the log")
-        if parked := await self._pool.fetchval("select count(*) from dead_letters"):
-            raise FedotaError("unavailable", f"{parked} events are parked as dead letters")
+        self.parked = await dead_letters.count_parked(self._pool)
+        if self.parked:
+            raise FedotaError("unavailable", f"{self.parked} events are parked as dead letters")
 
     async def wait_for(self, position: int, timeout: float = _WAIT) -> None:
         """Return when the read model stands for `position` or later. Raises `FedotaError("timeout")`."""
@@ -111,27 +118,12 @@ class Projector:
         """Return when the read model stands for everything that is in the log now."""
         await self.wait_for(await self._log.head())
 
-    async def rebuild(self) -> None:
-        """Empty the tables and fill them again from the log, in one transaction.
-
-        Reactions do not run, but for what was parked: that has had none. The checkpoint stays where it is, because
-        what comes after it still has its reactions to come.
-        """
-        async with self._pool.acquire() as connection, connection.transaction():
-            end = await connection.fetchval("select position from checkpoint for update")
-            parked = {row["position"] for row in await connection.fetch("select position from dead_letters")}
-            await connection.execute(f"truncate {', '.join((*self._projection.names, 'dead_letters'))}")
-            position = 0
-            while position < end:
-                for event in await self._log.read(position, limit=min(1000, end - position)):
-                    await self._handle(connection, event, reacting=event.position in parked)
-                    position = event.position
-
     async def run(self) -> None:
         """Project forever: faults of database and stream are waited out, and after any other it is tried again too."""
         while True:
             try:
                 async with self._alone():
+                    await self._require_same_log()
                     await self._look()
                     async with self._bus.consume(self.position) as consumer:
                         await self._follow(consumer)
@@ -140,6 +132,10 @@ class Projector:
                     f"The read model stopped at {self.position}: this program cannot read what follows, {error}"
                 )
                 _log.critical("projection stopped", reason=self.stopped)
+            except RestoredLogError as error:
+                if self.stopped != str(error):  # said once: it is looked at again every second
+                    _log.critical("projection stopped", reason=str(error))
+                self.stopped = str(error)
             except Exception as error:
                 self._note(error)
             await asyncio.sleep(_PAUSE)
@@ -157,17 +153,19 @@ class Projector:
         async with self._pool.acquire() as connection, connection.transaction():
             # two processes that start together would both try to create the same table
             await connection.execute("select pg_advisory_xact_lock(hashtext(current_schema()))")
-            await connection.execute(_TABLES + self._projection.tables)
+            await connection.execute(_CHECKPOINT + dead_letters.TABLES + self._projection.tables)
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
         """Hold the lease on this projection: two of a name would take each other's consumer away."""
         async with self._pool.acquire() as connection:
             while not await connection.fetchval("select pg_try_advisory_lock(hashtext(current_schema()), 1)"):
+                await self._operations.stop()
                 await self._look()  # who waits here reads what the other writes
                 self.stopped = None
                 await asyncio.sleep(_PAUSE)
             try:
+                await self._operations.start()
                 yield
             finally:
                 if not connection.is_closed():
@@ -198,31 +196,50 @@ class Projector:
             if _passes(error):
                 raise
             if len(events) > 1:  # find the one that fails; the rest goes on
-                for event in events:
-                    await self._project([event])
+                middle = len(events) // 2
+                await self._project(events[:middle])
+                await self._project(events[middle:])
                 return
             _log.error("event parked", position=events[0].position, type=events[0].type, exc_info=error)
             await self._commit(events, park=f"{type(error).__name__}: {error}")
 
     async def _commit(self, events: list[Event], park: str | None = None) -> None:
         async with self._pool.acquire() as connection, connection.transaction():
-            [(at, parked, _)] = await connection.fetch(_LOCK)
-            for event in events:
-                if event.position <= at:
-                    continue
-                if park or event.subject in parked:
-                    await _park(connection, event, park or "an earlier event of its stream is parked")
-                else:
-                    await self._handle(connection, event)
+            [(at, recorded, _)] = await connection.fetch(_LOCK, events[-1].position)
+            if recorded != events[-1].id:  # the log is the truth; a last event that agrees vouches for all before it
+                raise StreamLostError(f"log and stream hold different events at position {events[-1].position}")
+            if events[0].position > at + 1:  # a crash of PostgreSQL took back what we had committed last
+                raise StreamLostError(f"the read model went back to {at}")
+            new = [event for event in events if event.position > at]
+            blocked = await self._blocked(connection, new)
+            handled = [event for event in new if not park and event.subject not in blocked]
+            for event in new:
+                if park or event.subject in blocked:
+                    await dead_letters.park(connection, event, park or "an earlier event of its stream is parked")
+            await self._projection.write_rows(connection, handled)
+            for event in handled:
+                await self._projection.react(event)
             position = max(at, events[-1].position)
-            await connection.execute("update checkpoint set position = $1", position)
+            if new:
+                await connection.execute("update checkpoint set position = $1, event = $2", position, new[-1].id)
+        if len(handled) < len(new):
+            self.parked = await dead_letters.count_parked(self._pool)
         await self._move(position)
 
-    async def _handle(self, connection: Connection, event: Event, *, reacting: bool = True) -> None:
-        if handler := self._projection.rows.get(type(event.data)):
-            await handler(connection, event, event.data)
-        if reacting and (reaction := self._projection.reactions.get(type(event.data))):
-            await reaction(event, event.data)
+    async def _blocked(self, connection: Connection, events: list[Event]) -> set[str]:
+        """The streams of these events in which an earlier one is parked; asked with the checkpoint locked."""
+        rows = await connection.fetch(_PARKED, list({event.subject for event in events}))
+        return {row["subject"] for row in rows}
+
+    async def _require_same_log(self) -> None:
+        """Raise `RestoredLogError` when the read model stands for an event that the log does not have."""
+        row = await self._pool.fetchrow(_STANDS)
+        if row is not None and not row["same"]:
+            raise RestoredLogError(
+                f"The read model stands for position {row['position']} of another log than this one, which is at "
+                f"{row['head']}: the log was restored from an older copy. Stop this process, drop its schema "
+                f"{row['schema']}, run `fedota migrate`, and start it again: it makes its read model anew from the log."
+            )
 
     async def _look(self) -> None:
         await self._move(await self._pool.fetchval("select position from checkpoint"))
@@ -237,16 +254,4 @@ def _passes(error: Exception) -> bool:
     """Whether waiting may help: then the event is tried again, and not parked as poison."""
     if isinstance(error, FedotaError):
         return error.problem.code in ("unavailable", "timeout", "conflict")
-    return isinstance(error, (nats.errors.Error, UnknownEventError)) or is_outage(error)
-
-
-async def _park(connection: Connection, event: Event, error: str) -> None:
-    # an error may quote what no text column takes: its event could not be parked then
-    storable = error.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
-    await connection.execute(
-        "insert into dead_letters (position, subject, type, error) values ($1, $2, $3, $4)",
-        event.position,
-        event.subject,
-        event.type,
-        storable,
-    )
+    return isinstance(error, (StreamLostError, nats.errors.Error, UnknownEventError)) or is_outage(error)

@@ -8,12 +8,12 @@ from typing import TypeVar
 from aiohttp import web
 
 from fedota import process
-from fedota.kernel.settings import ProcessSettings, SettingsError, load
+from fedota.kernel.settings import LogSettings, SettingsError, load
 from fedota.process import SERVICE, Check, Service, configure_logging, serving
 
 __all__ = ["SERVICE", "Check", "Service", "attach", "configure_logging", "main", "scaffold", "serving"]
 
-S = TypeVar("S", bound=ProcessSettings)
+S = TypeVar("S", bound=LogSettings)
 
 
 def scaffold(

@@ -27,19 +27,24 @@ class Secret:
         raise TypeError("a secret does not leave its process: pickle would write it out")
 
 
-class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What every process of the platform is told. `port` 0 means any free one.
+class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process is told that needs the log alone. `port` 0 means any free one.
 
-    `directory` is the process's own: it writes `ready.json` there. `nats_credentials` is the path of its `.creds` file.
+    `directory` is the process's own: it writes `ready.json` there.
     """
 
     database_url: Secret
-    nats_url: str
-    nats_credentials: Path | None = None
     directory: Path | None = None
     host: str = "127.0.0.1"
     port: int = 0
     log_level: str = "info"
+
+
+class ProcessSettings(LogSettings, frozen=True, kw_only=True):
+    """What every other process of the platform is told. `nats_credentials` is the path of its `.creds` file."""
+
+    nats_url: str
+    nats_credentials: Path | None = None
 
 
 class SettingsError(Exception):

@@ -1,6 +1,7 @@
 """The orchestrator's read model: one row a problem, the state that `domain.evolve` makes of the log."""
 
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
@@ -9,6 +10,7 @@ from fedota.events.orchestrator import InfraDegraded, InfraFailed, InfraRecovere
 from fedota.events.problems import ProblemCompleted, ProblemStarted, ProblemStopped
 from fedota.kernel.database import Connection, Pool
 from fedota.kernel.projection import Projection
+from fedota.kernel.tables import Put, Tables
 from services.orchestrator.domain import State, evolve
 
 _TABLES: Final = """
@@ -21,17 +23,21 @@ create table if not exists problems (
 create index if not exists problems_position on problems (position);
 create index if not exists problems_unsettled on problems (problem_id) where not settled;
 """
-_KINDS: Final[tuple[type[EventData], ...]] = (
-    ProblemStarted,
-    ProblemStopped,
-    ProblemCompleted,
-    InfraSpawned,
-    InfraFailed,
-    InfraDegraded,
-    InfraRecovered,
-    InfraStopped,
+_KINDS: Final[frozenset[type[EventData]]] = frozenset(
+    (
+        ProblemStarted,
+        ProblemStopped,
+        ProblemCompleted,
+        InfraSpawned,
+        InfraFailed,
+        InfraDegraded,
+        InfraRecovered,
+        InfraStopped,
+    )
 )
+_STATES: Final = "select problem_id, state from problems where problem_id = any($1)"
 _decode: Final = msgspec.json.Decoder(State).decode
+_tables: Final = Tables("problems")
 
 
 async def load(database: Pool | Connection, problem_id: str) -> State | None:
@@ -51,17 +57,18 @@ async def unsettled(pool: Pool) -> list[str]:
     return [row["problem_id"] for row in await pool.fetch("select problem_id from problems where not settled")]
 
 
-async def _evolve(connection: Connection, event: Event, _: Any) -> None:
-    state = evolve(await load(connection, event.problem_id), event)
-    if state is not None:
-        await connection.execute(
-            "insert into problems values ($1, $2, $3, $4) on conflict (problem_id)"
-            " do update set position = excluded.position, settled = excluded.settled, state = excluded.state",
-            event.problem_id,
-            event.position,
-            state.settled,
-            to_json(state).decode(),
-        )
+async def _write(connection: Connection, events: Sequence[Event]) -> None:
+    rows = await connection.fetch(_STATES, list({event.problem_id for event in events}))
+    states: dict[str, State | None] = {row["problem_id"]: _decode(row["state"]) for row in rows}
+    for event in events:
+        states[event.problem_id] = evolve(states.get(event.problem_id), event)
+    newest = {event.problem_id: event.position for event in events}
+    await _tables.write(connection, [_put(state, newest[state.problem_id]) for state in states.values() if state])
 
 
-PROJECTION: Final = Projection(tables=_TABLES, names=("problems",), rows=dict.fromkeys(_KINDS, _evolve))
+def _put(state: State, position: int) -> Put:
+    values = {"position": position, "settled": state.settled, "state": to_json(state).decode()}
+    return Put("problems", {"problem_id": state.problem_id}, values)
+
+
+PROJECTION: Final = Projection(tables=_TABLES, names=("problems",), write=_write, kinds=_KINDS)

@@ -120,14 +120,14 @@ def model_of(events: Iterable[EventData]) -> ModelFile | None:
     return ModelFile(key=models[-1].key, sha256=models[-1].sha256, size=models[-1].size) if models else None
 
 
-def decide(state: State | None, command: Command, *, actor: str, model: ModelFile | None = None) -> Sequence[EventData]:
+def decide(state: State | None, command: Command, *, model: ModelFile | None = None) -> Sequence[EventData]:
     """What the command makes happen. Raises `FedotaError`, which says what to do next.
 
     `model` is the problem's stored model; nothing but a start looks at it.
     """
     _require_text(command)
     if isinstance(command, CreateProblem):
-        return [_create(state, command, actor)]
+        return [_create(state, command)]
     state = existing(state)
     match command:
         case ReviseProblem():
@@ -169,11 +169,11 @@ def require_approved(state: State | None, organization: str) -> None:
         raise _wrong_membership(organization, membership, "Tokens are for organizations that are approved.")
 
 
-def _create(state: State | None, command: CreateProblem, actor: str) -> ProblemCreated:
+def _create(state: State | None, command: CreateProblem) -> ProblemCreated:
     if state is not None:
         raise FedotaError("problem_exists", "There is a problem with this id already. Publish yours with a new id.")
     _require_problem_id(command.problem_id)
-    data = ProblemCreated(setter=actor, **msgspec.structs.asdict(command))
+    data = ProblemCreated(**msgspec.structs.asdict(command))
     _validate(data)
     return data
 

@@ -74,7 +74,7 @@ class Handlers:
         cause = Cause(Context.of_request(request), f"{request.actor}/{request.key}", body)
         with log_needed():
             model = await self._model(command)
-            decision = partial(decide, command=command, actor=request.actor, model=model)
+            decision = partial(decide, command=command, model=model)
             appended = await self._append(command.problem_id, decision, cause)
         return Reply(position=appended.position if appended else 0)
 

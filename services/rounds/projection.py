@@ -1,6 +1,7 @@
 """The read model of rounds: one row a problem, the state that `domain.evolve` makes of the log."""
 
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
@@ -14,6 +15,7 @@ from fedota.events.problems import (
 )
 from fedota.kernel.database import Connection, Pool
 from fedota.kernel.projection import Projection
+from fedota.kernel.tables import Put, Tables
 from services.rounds.domain import State, evolve
 
 _TABLES: Final = """
@@ -22,14 +24,12 @@ create table if not exists problems (
     state text not null
 );
 """
-_KINDS: Final[tuple[type[EventData], ...]] = (
-    ProblemStarted,
-    ProblemStopped,
-    ProblemCompleted,
-    ParticipationApproved,
-    ParticipationRevoked,
+_KINDS: Final[frozenset[type[EventData]]] = frozenset(
+    (ProblemStarted, ProblemStopped, ProblemCompleted, ParticipationApproved, ParticipationRevoked)
 )
+_STATES: Final = "select problem_id, state from problems where problem_id = any($1)"
 _decode: Final = msgspec.json.Decoder(State).decode
+_tables: Final = Tables("problems")
 
 
 async def load(database: Pool | Connection, problem_id: str) -> State:
@@ -38,13 +38,15 @@ async def load(database: Pool | Connection, problem_id: str) -> State:
     return State() if state is None else _decode(state)
 
 
-async def _evolve(connection: Connection, event: Event, _: Any) -> None:
-    state = evolve(await load(connection, event.problem_id), event)
-    await connection.execute(
-        "insert into problems values ($1, $2) on conflict (problem_id) do update set state = excluded.state",
-        event.problem_id,
-        to_json(state).decode(),
-    )
+async def _write(connection: Connection, events: Sequence[Event]) -> None:
+    rows = await connection.fetch(_STATES, list({event.problem_id for event in events}))
+    states = {row["problem_id"]: _decode(row["state"]) for row in rows}
+    for event in events:
+        states[event.problem_id] = evolve(states.get(event.problem_id, State()), event)
+    changes = [
+        Put("problems", {"problem_id": one}, {"state": to_json(state).decode()}) for one, state in states.items()
+    ]
+    await _tables.write(connection, changes)
 
 
-PROJECTION: Final = Projection(tables=_TABLES, names=("problems",), rows=dict.fromkeys(_KINDS, _evolve))
+PROJECTION: Final = Projection(tables=_TABLES, names=("problems",), write=_write, kinds=_KINDS)

@@ -6,7 +6,10 @@ from contextlib import AsyncExitStack
 import pytest
 
 from fedota.kernel.migrations import PROCESSES, migrate
+from fedota.kernel.relay import Relay
+from fedota.kernel.service import Service
 from tests.contract.ground import PASSWORD, Ground
+from tests.contract.models import Always
 from tests.support.servers import RunningServers
 from tests.support.services import OWNERS, forget_stream
 
@@ -28,3 +31,13 @@ async def ground(servers: RunningServers, database_url: str) -> AsyncIterator[Gr
         for owner in OWNERS:
             made.logs[owner] = await stack.enter_async_context(made.log(owner))
         yield made
+
+
+@pytest.fixture
+async def relayed(ground: Ground) -> AsyncIterator[Ground]:
+    """A log whose events are in the stream soon."""
+    async with AsyncExitStack() as stack:
+        bus = await stack.enter_async_context(ground.bus("relay"))
+        log = await stack.enter_async_context(ground.log("relay"))
+        await stack.enter_async_context(Service("relay").running("relay", Relay(log, bus).run(Always())))
+        yield ground

@@ -208,7 +208,6 @@ def created(problem_id: str | None = None, name: str = "Tumours") -> ProblemCrea
         data_format="csv",
         client_image="registry.test/i",
         plan=Plan(rounds=3, goal_count=2),
-        setter="setter",
     )
 
 

@@ -1,14 +1,17 @@
 """A process of the name `rounds` with a projection, to be killed: `python -m tests.contract.projector`.
 
 Its rows say which process wrote them. Its reaction to a new problem appends an event of its own; where the file that
-`CRASH` names is not there yet, the process makes it and ends at once, after the append and before the commit.
+`CRASH` names is not there yet, the process makes it and ends at once, after the append and before the commit. At each
+of the positions `KILL_AT` it ends once, with rows of its batch written before and some still to come.
 """
 
 import asyncio
 import os
+import signal
+from collections.abc import Sequence
 from pathlib import Path
 
-from fedota.events import Event, EventData, NewEvent
+from fedota.events import Event, NewEvent
 from fedota.events.problems import ParticipationRequested, ProblemCreated
 from fedota.events.rounds import RoundUpdated
 from fedota.kernel.bus import Bus
@@ -19,8 +22,18 @@ from fedota.kernel.service import Service
 from fedota.kernel.settings import ProcessSettings, load
 
 
-async def _write(connection: Connection, event: Event, _: EventData) -> None:
-    await connection.execute("insert into seen values ($1, $2)", event.position, os.getpid())
+async def _write(connection: Connection, events: Sequence[Event]) -> None:
+    for event in events:
+        await connection.execute("insert into seen values ($1, $2)", event.position, os.getpid())
+        if str(event.position) in os.environ.get("KILL_AT", "").split(","):
+            _end_once(Path(os.environ["FEDOTA_DIRECTORY"]) / f"killed-{event.position}")
+
+
+def _end_once(mark: Path) -> None:
+    """As kill -9 would, in the middle of a batch."""
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def a_round(problem_id: str) -> RoundUpdated:
@@ -56,7 +69,8 @@ async def main() -> None:
         projection = Projection(
             tables="create table if not exists seen (position bigint, pid int);",
             names=("seen",),
-            rows={ProblemCreated: _write, ParticipationRequested: _write},
+            write=_write,
+            kinds=frozenset((ProblemCreated, ParticipationRequested)),
             reactions={ProblemCreated: react},
         )
         async with Projector.open(Service("rounds"), projection, pool, log, bus):

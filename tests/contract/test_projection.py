@@ -1,10 +1,8 @@
 """Rows exactly once, whatever is delivered, killed or poisoned."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import asyncpg
 import pytest
@@ -12,114 +10,19 @@ from msgspec import structs
 
 from fedota.contracts import subjects
 from fedota.errors import FedotaError
-from fedota.events import Event, EventData, to_json, uuid7
-from fedota.events.problems import ParticipationRequested, ProblemCreated
-from fedota.events.storage import FilesDeleted
-from fedota.kernel.bus import Bus, Consumer, StreamLostError
-from fedota.kernel.database import Connection, Pool
-from fedota.kernel.event_log import EventLog, is_outage
-from fedota.kernel.projection import Projection, Projector, _passes
+from fedota.events import Event, uuid7
+from fedota.kernel.bus import StreamLostError
+from fedota.kernel.database import Connection
+from fedota.kernel.event_log import is_outage
+from fedota.kernel.projection import _passes
 from fedota.kernel.relay import Relay
 from fedota.kernel.service import Service
 from tests.contract.ground import Ground, OwnNats, created, deleted, kill, requested
+from tests.contract.models import Always, Model, Unreliable, World, projecting
 from tests.support.events import recorded
 from tests.support.services import new_id, until
 
 PROJECTOR = "tests.contract.projector"
-TABLES = "create table if not exists seen (position bigint, subject text, data text);"
-
-
-class Model:
-    """A read model of all events, which can be told to fail; it counts its reactions."""
-
-    def __init__(self) -> None:
-        self.poison: Callable[[Event], Exception | None] = lambda _: None
-        self.reactions: list[int] = []
-        kinds = (ProblemCreated, ParticipationRequested, FilesDeleted)
-        self.projection = Projection(
-            tables=TABLES,
-            names=("seen",),
-            rows=dict.fromkeys(kinds, self._write),
-            reactions=dict.fromkeys(kinds, self._react),
-        )
-
-    async def _write(self, connection: Connection, event: Event, data: EventData) -> None:
-        await connection.execute(
-            "insert into seen values ($1, $2, $3)", event.position, event.subject, to_json(data).decode()
-        )
-        if error := self.poison(event):
-            raise error
-
-    async def _react(self, event: Event, _: EventData) -> None:
-        self.reactions.append(event.position)
-
-
-class Unreliable(Bus):
-    """A bus whose consumers deliver much twice and some things not at all."""
-
-    @asynccontextmanager
-    async def consume(self, after: int) -> AsyncIterator[Consumer]:
-        """From long before, so everything comes again."""
-        async with super().consume(max(0, after - 40)) as consumer:
-            fetch = consumer.fetch
-
-            async def badly() -> list[bytes]:
-                bodies = await fetch()
-                return [*bodies[1:], *bodies[-1:], *bodies[:1]] if len(bodies) > 2 else bodies + bodies
-
-            consumer.fetch = badly  # type: ignore[method-assign]
-            yield consumer
-
-
-class World:
-    """A projection of the process `gateway` that runs beside a relay."""
-
-    def __init__(self, ground: Ground, pool: Pool, log: EventLog, projector: Projector, service: Service) -> None:
-        self.ground = ground
-        self.pool = pool
-        self.log = log
-        self.projector = projector
-        self.service = service
-
-    async def positions(self) -> list[int]:
-        """Of the rows, in their order."""
-        return [row["position"] for row in await self.pool.fetch("select position from seen order by 1")]
-
-    async def reaches(self, position: int) -> None:
-        """Return when the read model stands there."""
-        await self.projector.wait_for(position, timeout=20)
-
-
-@asynccontextmanager
-async def projecting(ground: Ground, model: Model, bus_kind: type[Bus] = Bus) -> AsyncIterator[World]:
-    """The projection, running."""
-    service, servers = Service("gateway"), ground.servers
-    async with (
-        bus_kind.connect(servers.nats_url, "gateway", servers.nats_keys["gateway"]) as bus,
-        ground.pool("gateway") as pool,
-        EventLog.open(pool) as log,
-        Projector.open(service, model.projection, pool, log, bus) as projector,
-    ):
-        yield World(ground, pool, log, projector, service)
-
-
-@pytest.fixture
-async def relayed(ground: Ground) -> AsyncIterator[Ground]:
-    """A log whose events are in the stream soon."""
-    async with AsyncExitStack() as stack:
-        bus = await stack.enter_async_context(ground.bus("relay"))
-        log = await stack.enter_async_context(ground.log("relay"))
-        await stack.enter_async_context(Service("relay").running("relay", Relay(log, bus).run(_Always())))
-        yield ground
-
-
-class _Always(asyncio.Event):
-    """A wake that is always near: the relay looks all the time."""
-
-    async def wait(self) -> Any:
-        """A moment."""
-        await asyncio.sleep(0.01)
-        return True
 
 
 async def test_rows_are_written_once_though_events_come_twice_late_or_never(relayed: Ground) -> None:
@@ -181,6 +84,28 @@ async def test_two_processes_of_one_name_never_project_twice(relayed: Ground, tm
     finally:
         for child in children:
             await kill(child)
+
+
+async def test_a_process_that_is_killed_in_the_middle_of_batches(relayed: Ground, tmp_path: Path) -> None:
+    """With -9, again and again, at the beginning of a batch, within it and at its end: each row is there once."""
+    await relayed.record(*(requested(new_id()) for _ in range(120)))
+    lives = 0
+    while not lives or not await _stands_at(relayed, 120):
+        kill_at = "1,2,60,99,120"
+        child = await relayed.program(PROJECTOR, "rounds", tmp_path / "rounds", KILL_AT=kill_at)
+        lives += 1
+        ended = asyncio.create_task(child.wait())
+        try:
+            await until(lambda end=ended: _over(relayed, end), "it was killed, or all is projected")  # type: ignore[misc]
+        finally:
+            await kill(child)
+        assert lives <= 6
+    assert lives == 6
+    assert [position for position, _ in await _seen(relayed)] == list(range(1, 121))
+
+
+async def _over(ground: Ground, ended: "asyncio.Task[int]") -> bool:
+    return ended.done() or (bool(await _seen(ground)) and await _stands_at(ground, 120))
 
 
 async def _seen(ground: Ground) -> list[tuple[int, int]]:
@@ -285,7 +210,7 @@ async def test_a_real_fault_of_postgresql_is_waited_for(relayed: Ground) -> None
     """A statement that ran out of its time is tried again until it works, and its event is not parked."""
     model, tries = Model(), 0
 
-    async def slow_at_first(connection: Connection, event: Event, data: EventData) -> None:
+    async def slow_at_first(connection: Connection, events: Sequence[Event]) -> None:
         nonlocal tries
         tries += 1
         if tries == 1:
@@ -293,9 +218,9 @@ async def test_a_real_fault_of_postgresql_is_waited_for(relayed: Ground) -> None
             await connection.execute("select pg_sleep(10)")
         if tries == 2:
             await connection.execute("set transaction read only")
-        await model._write(connection, event, data)
+        await model.write(connection, events)
 
-    model.projection = structs.replace(model.projection, rows={ProblemCreated: slow_at_first})
+    model.projection = structs.replace(model.projection, write=slow_at_first)
     await relayed.record(created())
     async with projecting(relayed, model) as world:
         await world.reaches(1)
@@ -350,32 +275,6 @@ async def _says(world: World, word: str) -> bool:
     return word in (await world.service.failures()).get("projection", "")
 
 
-async def test_a_rebuild_gives_the_same_rows(relayed: Ground) -> None:
-    """Without repeating a reaction or losing one, while events still come; what was parked is in place then."""
-    model = Model()
-    model.poison = lambda event: ValueError("made up") if event.position == 2 else None
-    await relayed.record(created(), created(), *(created() for _ in range(60)))
-    async with projecting(relayed, model) as world:
-        await world.reaches(62)
-        before = await world.pool.fetch("select * from seen order by position")
-        reactions = list(model.reactions)
-        with pytest.raises(ValueError, match="made up"):
-            await world.projector.rebuild()
-        assert await world.pool.fetch("select * from seen order by position") == before, "a failed rebuild is none"
-        model.poison = lambda _: None
-        await world.projector.rebuild()
-        assert model.reactions == [*reactions, 2], "only what was parked had its reaction still to come"
-        after = await world.pool.fetch("select * from seen order by position")
-        assert [row for row in after if row["position"] != 2] == before
-        await world.projector.check()
-        _, position = await asyncio.gather(
-            world.projector.rebuild(), relayed.record(*(requested(new_id()) for _ in range(40)))
-        )
-        await world.reaches(position)
-        assert await world.positions() == list(range(1, 103))
-        assert model.reactions == [*reactions, 2, *range(63, 103)]
-
-
 async def test_a_reader_waits_for_what_it_wrote(relayed: Ground) -> None:
     """And hears where the read model stands when that takes too long."""
     async with projecting(relayed, Model()) as world:
@@ -404,7 +303,7 @@ async def test_a_wiped_stream_and_a_killed_server_are_gone_through(ground: Groun
         async with (
             beside.bus("relay") as bus,
             beside.log("relay") as log,
-            Service("relay").running("relay", Relay(log, bus).run(_Always())),
+            Service("relay").running("relay", Relay(log, bus).run(Always())),
             projecting(beside, model := Model()) as world,
         ):
             await world.reaches(await ground.record(*(created() for _ in range(20))))

@@ -1,4 +1,4 @@
-"""What happened, in a sentence: for the event feed."""
+"""What happened, in a sentence: for every feed of events."""
 
 from fedota.events import EventData, problems, storage
 from fedota.events import orchestrator as infrastructure
@@ -12,8 +12,10 @@ def sentence(data: EventData) -> str:
 
 def _said(data: EventData) -> str:
     match data:
+        case RoundUpdated():  # first: most events are reports
+            return _round(data)
         case problems.ProblemCreated():
-            return f"{data.setter} published the problem “{data.name}”"
+            return f"The problem “{data.name}” was published"
         case problems.ProblemRevised():
             return "The setter revised the problem"
         case problems.ProblemStarted():
@@ -38,8 +40,6 @@ def _said(data: EventData) -> str:
             return f"Rejected: {names}"
         case storage.FilesDeleted():
             return f"Deleted: {', '.join(data.names)}"
-        case RoundUpdated():
-            return _round(data)
         case _:
             return _infrastructure(data)
 
