@@ -8,7 +8,7 @@ from pathlib import Path
 import asyncpg
 import structlog
 
-from fedota.kernel.migrations import ForeignRolesError
+from fedota.kernel.migrations import MigrationError
 from fedota.kernel.service import configure_logging
 from fedota.kernel.settings import SettingsError, load
 from fedota.local.background import LOG, Progress, forget_progress, write_progress
@@ -40,7 +40,7 @@ async def supervise(path: Path) -> None:
                     await asyncio.Event().wait()
                 finally:
                     write_progress(path, Progress(pid=os.getpid()))  # nobody is sent there any more
-        except (LocalError, SettingsError, ForeignRolesError) as error:
+        except (LocalError, SettingsError, MigrationError) as error:
             raise _failed(path, str(error)) from None
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             why = str(error) or type(error).__name__

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 
+from fedota.audit.settings import audit_bucket
 from fedota.kernel.settings import Secret
 from fedota.local.seaweedfs import S3Access
 from fedota.local.state import LocalError
@@ -15,7 +16,8 @@ class External(msgspec.Struct, frozen=True, kw_only=True):
     `database_url` is of a role that owns the database and may create roles (PostgreSQL 16 or newer, one platform a
     server). With `nats_url`, `nats_credentials` is the `.creds` file of the platform's processes and
     `nats_runtime_credentials` that of all coordinators: without operator mode problems are not isolated from each
-    other on NATS.
+    other on NATS. Checkpoints of the log go to `s3_audit_bucket` (`<s3_bucket>-audit`), by keys of their own where
+    these are given: what storage holds should not reach them.
     """
 
     database_url: Secret | None = None
@@ -26,6 +28,9 @@ class External(msgspec.Struct, frozen=True, kw_only=True):
     s3_access_key: str = ""
     s3_secret_key: Secret | None = None
     s3_bucket: str = "fedota"
+    s3_audit_bucket: str = ""
+    s3_audit_access_key: str = ""
+    s3_audit_secret_key: Secret | None = None
 
     def require_whole(self) -> None:
         """Raise `LocalError` when half of what belongs together is missing."""
@@ -34,9 +39,24 @@ class External(msgspec.Struct, frozen=True, kw_only=True):
         if self.s3_url and not (self.s3_access_key and self.s3_secret_key):
             raise LocalError("FEDOTA_S3_URL needs FEDOTA_S3_ACCESS_KEY and FEDOTA_S3_SECRET_KEY.")
 
+        if bool(self.s3_audit_access_key) != bool(self.s3_audit_secret_key):
+            raise LocalError("FEDOTA_S3_AUDIT_ACCESS_KEY and FEDOTA_S3_AUDIT_SECRET_KEY need each other.")
+
     @property
     def s3(self) -> S3Access | None:
         """The object store, if it stands elsewhere."""
         if not self.s3_url or self.s3_secret_key is None:
             return None
         return S3Access(self.s3_url, self.s3_access_key, self.s3_secret_key.reveal(), self.s3_bucket)
+
+    @property
+    def s3_audit(self) -> dict[str, S3Access]:
+        """The bucket for checkpoints there, for the notary and the auditor."""
+        if (store := self.s3) is None:
+            return {}
+        access_key, secret_key = store.access_key, store.secret_key
+        if self.s3_audit_secret_key is not None:
+            access_key, secret_key = self.s3_audit_access_key, self.s3_audit_secret_key.reveal()
+        bucket = self.s3_audit_bucket or audit_bucket(store.bucket)
+        access = S3Access(store.url, access_key, secret_key, bucket)
+        return {"notary": access, "auditor": access}

@@ -20,11 +20,12 @@ from fedota.kernel.migrations import PROCESSES, migrate, role_of
 from fedota.local.external import External
 from fedota.local.programs import READY, Program, all_kept_alive
 from fedota.local.servers import Servers, embedded
-from fedota.local.state import HOST, DataDirectory
+from fedota.local.state import HOST, DataDirectory, LocalError
 
 ROLES: Final = ("setter", "organization", "operator")
 MODULES: Final = {
     "relay": "fedota.kernel.relay",
+    "notary": "fedota.audit.notary",
     "problems": "services.problems",
     "storage": "services.storage",
     "rounds": "services.rounds",
@@ -46,14 +47,20 @@ async def running(path: Path, external: External, tell: Callable[[str], None]) -
     """The platform in a `held` data directory, answering; `tell` hears what has come up. Raises `LocalError`."""
     data = DataDirectory(path)
     async with embedded(data, external, tell) as servers:
-        await migrate(servers.database_url, {process: _password(data, process) for process in PROCESSES})
+        await migrate(servers.database_url, passwords(data))
         tell("database")
         tokens = _tokens(data)
+        _write_settings(data, "auditor", _settings(data, servers, "auditor"))  # for who audits: it is no process
         programs = [_program(data, name, _settings(data, servers, name)) for name in MODULES]
         async with all_kept_alive(programs, tell):
             url = await address_of(data.path, "gateway")
             assert url
             yield Platform(url, tokens)
+
+
+def passwords(data: DataDirectory) -> dict[str, str]:
+    """The password of each process at the database."""
+    return {process: _password(data, process) for process in PROCESSES}
 
 
 def process_directory(path: Path, name: str) -> Path:
@@ -81,40 +88,57 @@ async def address_of(path: Path, name: str) -> str | None:
         return None
 
 
+def _write_settings(data: DataDirectory, name: str, settings: Mapping[str, Any]) -> Path:
+    """What a process is told, in a file for its owner alone."""
+    data.sub("processes")
+    file = data.sub(f"processes/{name}") / "settings.json"
+    write_private(file, msgspec.json.encode({**settings, "directory": str(file.parent)}))
+    return file
+
+
 def _program(data: DataDirectory, name: str, settings: Mapping[str, Any]) -> Program:
-    directory = data.sub("processes") / name
-    data.sub(f"processes/{name}")
-    file = directory / "settings.json"
-    write_private(file, msgspec.json.encode({**settings, "directory": str(directory)}))
+    file = _write_settings(data, name, settings)
 
     async def ready() -> bool:
         return await address_of(data.path, name) is not None
 
     argv = [sys.executable, "-m", MODULES[name]]
-    return Program(name, argv, directory, ready, env={"FEDOTA_SETTINGS": str(file)})
+    return Program(name, argv, file.parent, ready, env={"FEDOTA_SETTINGS": str(file)})
 
 
 def _settings(data: DataDirectory, servers: Servers, name: str) -> dict[str, Any]:
-    common = {
-        "database_url": _role_url(servers.database_url, name, _password(data, name)),
-        "nats_url": servers.nats.url,
-        "nats_credentials": str(servers.nats.keys[name]),
-        "host": HOST,
-    }
+    log = {"database_url": _role_url(servers.database_url, name, _password(data, name)), "host": HOST}
+    match name:
+        case "notary":
+            return {**log, **_audit_store(servers, name), "key_file": str(_key_pair(data, "notary")[0])}
+        case "auditor":
+            return {**log, **_audit_store(servers, name), "public_key_file": str(_key_pair(data, "notary")[1])}
+    common = {**log, "nats_url": servers.nats.url, "nats_credentials": str(servers.nats.keys[name])}
     match name:
         case "problems":
-            return {**common, "token_key_file": str(_token_keys(data)[0])}
+            return {**common, "token_key_file": str(_key_pair(data, "token")[0])}
         case "storage":
             url, access_key, secret_key, bucket = servers.s3
             keys = {"s3_access_key": access_key, "s3_secret_key": secret_key}
             return {**common, "s3_url": url, "s3_bucket": bucket, **keys}
         case "orchestrator":
-            return {**common, "token_public_key_file": str(_token_keys(data)[1]), **_coordinators_access(servers)}
+            return {
+                **common,
+                "token_public_key_file": str(_key_pair(data, "token")[1]),
+                **_coordinators_access(servers),
+            }
         case "gateway":
             files = {"tokens_file": str(data.path / "tokens.json"), "s3_public_url": servers.s3.url}
+            files["people_key_file"] = str(_people_key(data))
             return {**common, "port": data.port("gateway"), **files}
         case _:
             return common
+
+
+def _audit_store(servers: Servers, name: str) -> dict[str, str]:
+    url, access_key, secret_key, bucket = servers.s3_audit[name]
+    keys = {"s3_audit_access_key": access_key, "s3_audit_secret_key": secret_key}
+    return {"s3_url": url, "s3_audit_bucket": bucket, **keys}
 
 
 def _coordinators_access(servers: Servers) -> dict[str, str]:
@@ -139,15 +163,27 @@ def _role_url(admin_url: str, process: str, password: str) -> str:
 
 
 def _tokens(data: DataDirectory) -> dict[str, str]:
-    """One token a role, kept in files for their owner; the gateway is told digests only."""
+    """One token a role, kept in files for their owner; the gateway is told digests only, and those of people."""
     directory = data.sub("tokens")
     for role in ROLES:
         if not (directory / role).exists():
             write_private(directory / role, f"fdt_{role}_{secrets.token_urlsafe(32)}".encode())
     tokens = read_tokens(data.path)
     entries = [{"role": role, "sha256": hashlib.sha256(token.encode()).hexdigest()} for role, token in tokens.items()]
-    write_private(data.path / "tokens.json", msgspec.json.encode(entries))
+    file = data.path / "tokens.json"
+    write_private(file, msgspec.json.encode([*entries, *_of_people(file)]))
     return tokens
+
+
+def _of_people(file: Path) -> list[dict[str, Any]]:
+    """The tokens that name a person: whoever runs the platform has written these here."""
+    try:
+        entries = msgspec.json.decode(file.read_bytes(), type=list[dict[str, Any]])
+    except FileNotFoundError:
+        return []
+    except msgspec.DecodeError as error:
+        raise LocalError(f"{file} is not valid: {error}. Correct it, or remove it.") from None
+    return [entry for entry in entries if "person" in entry]
 
 
 def read_tokens(path: Path) -> dict[str, str]:
@@ -155,16 +191,24 @@ def read_tokens(path: Path) -> dict[str, str]:
     return {role: (path / "tokens" / role).read_text() for role in ROLES}
 
 
-def _token_keys(data: DataDirectory) -> tuple[Path, Path]:
-    """The key that participation tokens are signed with, and the public one that selectors verify them with."""
+def _key_pair(data: DataDirectory, name: str) -> tuple[Path, Path]:
+    """The files of a key and its public key: `token` signs participation tokens, `notary` checkpoints of the log."""
     directory = data.sub("keys")
-    private_file, public_file = directory / "token.pem", directory / "token.public.pem"
+    private_file, public_file = directory / f"{name}.pem", directory / f"{name}.public.pem"
     if not public_file.exists():
         key = Ed25519PrivateKey.generate()
         write_private(private_file, key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, _NO_PASSWORD))
         public = key.public_key().public_bytes(_PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
         write_private(public_file, public)
     return private_file, public_file
+
+
+def _people_key(data: DataDirectory) -> Path:
+    """What the keys of people's names are wrapped under; lost, nobody can read the names."""
+    file = data.sub("keys") / "people.key"
+    if not file.exists():
+        write_private(file, secrets.token_hex(32).encode())
+    return file
 
 
 _PEM: Final = serialization.Encoding.PEM

@@ -45,17 +45,31 @@ async def postgres(data: DataDirectory) -> tuple[Program, str]:
     """PostgreSQL, ready to be started, and the URL of its database as a superuser."""
     directory, port, password = data.sub("postgres"), data.port("postgres"), data.secret("postgres")
     cluster = directory / "data"
-    if not (cluster / "PG_VERSION").exists():
+    if not is_initialized(data.path):
         await _initialize(directory, cluster, password)
     arguments = [part for name, value in {**_SETTINGS, "port": str(port)}.items() for part in ("-c", f"{name}={value}")]
     server = _as_somebody([str(postgres_bin() / "postgres"), "-D", str(cluster), *arguments])
-    base = f"postgresql://postgres:{password}@{HOST}:{port}"
+    base = _base(password, port)
 
     async def ready() -> bool:
         return await _answers(base)
 
     # SIGINT is the fast shutdown: connections are cut, the data is safe
     return Program("postgres", server, directory, ready, stop_signal=signal.SIGINT), f"{base}/{_DATABASE}"
+
+
+def is_initialized(path: Path) -> bool:
+    """Whether a data directory holds a cluster."""
+    return (path / "postgres" / "data" / "PG_VERSION").exists()
+
+
+def remembered_url(data: DataDirectory) -> str:
+    """The URL of the database as a superuser, where it runs already."""
+    return f"{_base(data.secret('postgres'), data.remembered_port('postgres'))}/{_DATABASE}"
+
+
+def _base(password: str, port: int) -> str:
+    return f"postgresql://postgres:{password}@{HOST}:{port}"
 
 
 _HINT: Final = (

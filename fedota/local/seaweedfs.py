@@ -12,11 +12,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from fedota.audit.settings import audit_bucket
 from fedota.kernel.files import private_directory, write_private
 from fedota.local.nats_server import binary
 from fedota.local.programs import Program
 from fedota.local.state import HOST, DataDirectory
 
+_BUCKET: Final = "fedota"
 _PORTS: Final = ("master", "volume", "filer", "s3")
 # `weed mini` opens more ports than S3's to every local process. `disableHttp` shuts those of master and filer (a master
 # would hand out the tokens of the others), signed tokens the volume server's data, mutual TLS all of gRPC.
@@ -32,7 +34,7 @@ class S3Access(NamedTuple):
     url: str
     access_key: str
     secret_key: str
-    bucket: str = "fedota"
+    bucket: str = _BUCKET
 
 
 def seaweedfs(data: DataDirectory) -> tuple[Program, S3Access]:
@@ -40,7 +42,7 @@ def seaweedfs(data: DataDirectory) -> tuple[Program, S3Access]:
     directory = data.sub("s3")
     access = S3Access(f"http://{HOST}:{data.port('s3')}", f"fdt-{data.secret('s3-key')[:16]}", data.secret("s3"))
     write_private(directory / "security.toml", _security(data, directory).encode())
-    write_private(directory / "identities.json", msgspec.json.encode(_identities(access)))
+    write_private(directory / "identities.json", msgspec.json.encode(_identities(access, audit_access(data))))
     options = directory / "options"
     write_private(options, "".join(f"{name}={value}\n" for name, value in _options(data, directory).items()).encode())
 
@@ -50,6 +52,15 @@ def seaweedfs(data: DataDirectory) -> tuple[Program, S3Access]:
     argv = [binary("weed"), "mini", f"-options={options}"]
     # it looks for security.toml where it stands, and then below $HOME
     return Program("s3", argv, directory, ready, env={"HOME": str(directory)}), access
+
+
+def audit_access(data: DataDirectory) -> dict[str, S3Access]:
+    """How the notary and the auditor reach the bucket for checkpoints, and nothing else."""
+    url, bucket = f"http://{HOST}:{data.remembered_port('s3')}", audit_bucket(_BUCKET)
+    return {
+        name: S3Access(url, f"fdt-{data.secret(f's3-{name}-key')[:16]}", data.secret(f"s3-{name}"), bucket)
+        for name in ("notary", "auditor")
+    }
 
 
 def _options(data: DataDirectory, directory: Path) -> dict[str, str | int]:
@@ -77,10 +88,19 @@ def _options(data: DataDirectory, directory: Path) -> dict[str, str | int]:
     }
 
 
-def _identities(access: S3Access) -> dict[str, object]:
+def _identities(storage: S3Access, audit: dict[str, S3Access]) -> dict[str, object]:
+    """Each reaches one bucket: who takes the keys of storage must not reach the checkpoints. Admin is to make it."""
+    identities = [
+        _identity("storage", storage, "Admin", "Read", "Write", "List"),
+        _identity("notary", audit["notary"], "Admin", "Read", "Write", "List"),
+        _identity("auditor", audit["auditor"], "Read", "List"),
+    ]
+    return {"identities": identities}
+
+
+def _identity(name: str, access: S3Access, *actions: str) -> dict[str, object]:
     keys = {"accessKey": access.access_key, "secretKey": access.secret_key}
-    actions = ["Admin", "Read", "Write", "List"]
-    return {"identities": [{"name": "storage", "credentials": [keys], "actions": actions}]}
+    return {"name": name, "credentials": [keys], "actions": [f"{action}:{access.bucket}" for action in actions]}
 
 
 def _security(data: DataDirectory, directory: Path) -> str:

@@ -1,6 +1,6 @@
 """The three servers that the platform stands on: embedded ones, or those that stand elsewhere."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from fedota.local.external import External
 from fedota.local.nats_server import NatsAccess, nats_server
 from fedota.local.postgres import postgres
 from fedota.local.programs import Program, all_kept_alive
-from fedota.local.seaweedfs import S3Access, forget_sockets, seaweedfs
+from fedota.local.seaweedfs import S3Access, audit_access, forget_sockets, seaweedfs
 from fedota.local.state import DataDirectory
 
 
@@ -21,6 +21,7 @@ class Servers(NamedTuple):
     nats: NatsAccess
     s3: S3Access
     nats_runtime_credentials: Path | None = None
+    s3_audit: Mapping[str, S3Access] = {}  # of the notary and the auditor
 
 
 def _ignore(_: str) -> None:
@@ -45,12 +46,14 @@ async def embedded(
     else:
         program, nats = nats_server(data)
         programs.append(program)
+    s3_audit: Mapping[str, S3Access] = external.s3_audit
     if (s3 := external.s3) is None:
         program, s3 = seaweedfs(data)
         programs.append(program)
+        s3_audit = audit_access(data)
     forget_sockets(data)
     try:
         async with all_kept_alive(programs, tell):
-            yield Servers(database_url, nats, s3, external.nats_runtime_credentials)
+            yield Servers(database_url, nats, s3, external.nats_runtime_credentials, s3_audit)
     finally:
         forget_sockets(data)

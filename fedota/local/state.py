@@ -62,6 +62,10 @@ class DataDirectory:
             self._save()
         return self._remembered.secrets[name]
 
+    def remembers(self, name: str) -> bool:
+        """Whether there is a secret of that name."""
+        return name in self._remembered.secrets
+
     def _save(self) -> None:
         write_private(self._file, msgspec.json.encode(self._remembered))
 

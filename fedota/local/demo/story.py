@@ -34,6 +34,7 @@ _SERVERS: Final = {
     "nats": ("NATS", "JetStream, the event stream"),
     "s3": ("SeaweedFS", "the S3 object store"),
 }
+_PROCESSES: Final = {"gateway": "the gateway for people", "notary": "signs checkpoints of the log"}
 _STOP_GRACE: Final = 40.0  # seconds
 _LONGEST: Final = 600.0  # seconds for the whole training
 
@@ -126,7 +127,7 @@ def _tell_up(screen: Screen, name: str) -> None:
     if name in _SERVERS:
         screen.done(*_SERVERS[name])
     elif name in MODULES:
-        screen.done(name, "the gateway for people" if name == "gateway" else "service")
+        screen.done(name, _PROCESSES.get(name, "service"))
 
 
 async def _tell(stage: Stage, url: str) -> Result:
