@@ -2,9 +2,10 @@
 
 import hashlib
 import hmac
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -15,6 +16,14 @@ from fedota.kernel.settings import SettingsError
 Role = Literal["setter", "organization", "operator"]
 _EVERYBODY: Final[frozenset[Role]] = frozenset({"setter", "organization", "operator"})
 _SETTERS: Final[frozenset[Role]] = frozenset({"setter", "operator"})
+# visible at both ends and without control characters, which no two screens show alike
+PersonName = Annotated[
+    str,
+    msgspec.Meta(
+        min_length=1, max_length=200, pattern=r"^[^\s\x00-\x1f\x7f](?:[^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f])?$(?!\n)"
+    ),
+]
+_PERSON_ID: Final = re.compile("[0-9a-f]{32}")
 _ORGANIZATIONS: Final[frozenset[Role]] = frozenset({"organization"})
 _OPERATORS: Final[frozenset[Role]] = frozenset({"operator"})
 
@@ -36,19 +45,31 @@ ACTIONS: Final[dict[str, frozenset[Role]]] = {
     "read_model": _SETTERS,
     "read_events": _EVERYBODY,
     "read_metrics": _OPERATORS,
+    "read_projections": _OPERATORS,
+    "rebuild_projections": _OPERATORS,
+    "verify_projections": _OPERATORS,
+    "read_dead_letters": _OPERATORS,
+    "retry_dead_letters": _OPERATORS,
+    "drop_dead_letters": _OPERATORS,
+    "read_people": _OPERATORS,
+    "forget_people": _OPERATORS,
     "sign_out": _EVERYBODY,
 }
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """Who sends a request. With an `organization` it acts for that one alone."""
+    """Who sends a request. With an `organization` it acts for that one alone.
+
+    `person` is somebody's name: it leaves the gateway sealed only, see `gateway.people`.
+    """
 
     role: Role
     organization: str | None = None
+    person: str | None = None
 
     @property
-    def actor(self) -> str:
-        """How events name who caused them."""
+    def standing(self) -> str:
+        """In which standing it acts: what events say of who caused them, when that is nobody by name."""
         return self.role if self.organization is None else f"{self.role}:{self.organization}"
 
     def may(self, action: str) -> bool:
@@ -75,13 +96,19 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One line of the tokens file: the SHA-256 (hex) of a token, its role, and whom an organization's stands for."""
+    """One line of the tokens file: the SHA-256 (hex) of a token, its role, and whom an organization's stands for.
+
+    `person` names who holds it, as an account name or an address: people see it, and the log never does.
+    """
 
     role: Role
     sha256: Digest
     organization: Organization | None = None
+    person: PersonName | None = None
 
     def __post_init__(self) -> None:
+        if self.person is not None and _PERSON_ID.fullmatch(self.person):
+            raise ValueError("a person's name may not look like a person's id, 32 hexadecimal digits")
         if self.organization is not None and self.role != "organization":
             raise ValueError(f"a token of the role {self.role} stands for no organization, not for {self.organization}")
 
@@ -96,11 +123,18 @@ class Tokens:
         """Whose token this is. All digests are compared, each in constant time: the time taken says nothing."""
         digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
         matches = [known for known in self._tokens if hmac.compare_digest(known.sha256, digest)]
-        return Identity(role=matches[0].role, organization=matches[0].organization) if matches else None
+        if not matches:
+            return None
+        return Identity(role=matches[0].role, organization=matches[0].organization, person=matches[0].person)
+
+    @property
+    def names_people(self) -> bool:
+        """Whether any token names the person that holds it."""
+        return any(token.person is not None for token in self._tokens)
 
 
 def read_tokens(path: Path) -> Tokens:
-    """The tokens in a JSON list of `{"role", "sha256"}` (and `organization`, if it stands for one)."""
+    """The tokens in a JSON list of `{"role", "sha256"}`, and where it has them `organization` and `person`."""
     try:
         if path.stat().st_mode & 0o077:
             raise SettingsError(f"Others may read the tokens file {path}. Run: chmod 600 {path}")

@@ -1,7 +1,7 @@
 """Every event of Fedota, in one table: its type, who owns it, its schema version and its data."""
 
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -9,19 +9,43 @@ import msgspec
 from fedota.events import orchestrator, problems, rounds, storage
 from fedota.events.envelope import CloudEvent, Event, EventData, NewEvent, to_json, uuid7
 
-__all__ = ["CATALOGUE", "Event", "EventData", "EventType", "NewEvent", "decode", "encode", "to_json", "uuid7"]
+__all__ = [
+    "CATALOGUE",
+    "Event",
+    "EventData",
+    "EventType",
+    "NewEvent",
+    "UnknownEventError",
+    "decode",
+    "decode_data",
+    "decoder",
+    "encode",
+    "to_json",
+    "uuid7",
+]
+
+Upcast = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class EventType(NamedTuple):
-    """One row of the catalogue. Only `owner` appends events of this type."""
+    """One row of the catalogue. Only `owner` appends events of this type.
+
+    `data` is the newest version. What was recorded before it stays as it is, and is brought to it when it is read:
+    the first of `upcasts` makes version 2 of the data of version 1, and so on. They are pure functions.
+    """
 
     owner: str
     data: type[EventData]
-    schema: int = 1
+    upcasts: tuple[Upcast, ...] = ()
+
+    @property
+    def schema(self) -> int:
+        """The newest version's number."""
+        return len(self.upcasts) + 1
 
 
 CATALOGUE: Final[dict[str, EventType]] = {
-    "ProblemCreated": EventType("problems", problems.ProblemCreated),
+    "ProblemCreated": EventType("problems", problems.ProblemCreated, (problems.without_setter,)),
     "ProblemRevised": EventType("problems", problems.ProblemRevised),
     "ProblemStarted": EventType("problems", problems.ProblemStarted),
     "ProblemStopped": EventType("problems", problems.ProblemStopped),
@@ -42,6 +66,7 @@ CATALOGUE: Final[dict[str, EventType]] = {
 }
 
 _decode_envelope: Final = msgspec.json.Decoder(CloudEvent).decode
+_decode_object: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class UnknownEventError(Exception):
@@ -49,16 +74,29 @@ class UnknownEventError(Exception):
 
 
 @cache
-def _data_decoder(type_: str, schema: int) -> Callable[[Any], EventData]:
+def decoder(type_: str, schema: int) -> Callable[[bytes], EventData]:
+    """What makes typed data, always of the newest version, of the stored bytes of this version of a type.
+
+    Raises `UnknownEventError`; what it gives raises `msgspec.ValidationError` for bytes that are not such data.
+    """
     known = CATALOGUE.get(type_)
-    if known is None or schema != known.schema:
+    if known is None or not 1 <= schema <= known.schema:
         raise UnknownEventError(f"{type_} schema version {schema}")
-    return msgspec.json.Decoder(known.data).decode
+    if schema == known.schema:
+        return msgspec.json.Decoder(known.data).decode
+    return partial(_upcast, known.upcasts[schema - 1 :], known.data)
+
+
+def _upcast(steps: Sequence[Upcast], kind: type[EventData], data: bytes) -> EventData:
+    fields = _decode_object(data)
+    for step in steps:
+        fields = step(fields)
+    return msgspec.convert(fields, kind)
 
 
 def decode_data(type_: str, schema: int, data: bytes) -> EventData:
     """The typed data behind stored JSON bytes. Raises `UnknownEventError`, or `msgspec.ValidationError`."""
-    return _data_decoder(type_, schema)(data)
+    return decoder(type_, schema)(data)
 
 
 def encode(record: Mapping[str, Any]) -> bytes:

@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 
 
-class EventData(msgspec.Struct, frozen=True, kw_only=True):
+class EventData(msgspec.Struct, frozen=True, kw_only=True, gc=False):  # a fact has no cycles to look for
     """What happened, typed. Every kind of event is a subclass, listed in `fedota.events.CATALOGUE`."""
 
     problem_id: str
@@ -27,7 +27,7 @@ class NewEvent(msgspec.Struct, frozen=True, kw_only=True):
         return type(self.data).__name__
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True):
+class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One recorded fact.
 
     `position` counts all events from 1 without gaps; `version` counts those of one `subject` (stream) from 1.

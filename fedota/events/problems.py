@@ -54,14 +54,21 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class ProblemCreated(EventData, frozen=True, kw_only=True):
-    """A setter published a problem. `client_image` is an OCI reference, never fetched by Fedota."""
+    """Somebody published a problem: its setter is the event's actor.
+
+    `client_image` is an OCI reference, never fetched by Fedota.
+    """
 
     name: str
     description: str
     data_format: str
     client_image: str
     plan: Plan
-    setter: str
+
+
+def without_setter(data: dict[str, Any]) -> dict[str, Any]:
+    """`ProblemCreated`, version 1 → 2. `setter` said the event's actor again; who acts stands in that one place now."""
+    return {name: value for name, value in data.items() if name != "setter"}
 
 
 class ProblemRevised(EventData, frozen=True, kw_only=True):
