@@ -3,15 +3,18 @@
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Any
 
 import click
-import platformdirs
 
+from fedota.audit.cli import audit
 from fedota.client.cli import client
+from fedota.operate.deadletters import deadletters
+from fedota.operate.events import events
+from fedota.operate.people import people
+from fedota.operate.projections import projections
+from fedota.options import data_dir_option as _data_dir
+from fedota.options import in_words as _in_words
 
 # What the platform needs is imported where it is used: an organization's client comes without the embedded servers,
 # and should start at once.
@@ -24,41 +27,11 @@ def main() -> None:
 
 
 main.add_command(client)
-
-
-def _default_data_dir() -> Path:
-    path = Path(platformdirs.user_data_dir("fedota"))
-    if not path.is_absolute():  # nobody's home is known, as in a container for a user without a name
-        raise click.UsageError("You have no home directory here. Say with --data-dir where the platform is to be.")
-    return path
-
-
-_data_dir = click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=lambda: _default_data_dir(),
-    show_default="a directory of yours",
-    help="Where the platform keeps everything.",
-)
-
-
-def _in_words(command: Callable[..., None]) -> Callable[..., None]:
-    """Errors that a user can mend are one plain sentence and exit status 1."""
-
-    @wraps(command)
-    def run(*arguments: Any, **options: Any) -> None:
-        from fedota.errors import FedotaError
-        from fedota.kernel.settings import SettingsError
-        from fedota.local.state import LocalError
-
-        try:
-            command(*arguments, **options)
-        except (LocalError, SettingsError, OSError) as error:
-            raise click.ClickException(str(error)) from None
-        except FedotaError as error:
-            raise click.ClickException(error.problem.detail or error.problem.title) from None
-
-    return run
+main.add_command(audit)
+main.add_command(events)
+main.add_command(projections)
+main.add_command(deadletters)
+main.add_command(people)
 
 
 @main.command()
@@ -93,6 +66,28 @@ def status(data_dir: Path) -> None:
     from fedota.local.report import show_status
 
     sys.exit(0 if show_status(data_dir.resolve()) else 1)
+
+
+@main.command()
+@_data_dir
+@click.option("--check", is_flag=True, help="Only say what would be applied; exit status 1 if that is something.")
+@click.option(
+    "--roles",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="With FEDOTA_DATABASE_URL: a JSON file (mode 0600) with the password of each process.",
+)
+@_in_words
+def migrate(data_dir: Path, check: bool, roles: Path | None) -> None:
+    """Bring the database to the newest shape (`fedota up` does so by itself).
+
+    It is that of --data-dir, or the one that FEDOTA_DATABASE_URL names.
+    """
+    from fedota.local.migrate_command import nothing_pending, run_migrate
+
+    path = data_dir.resolve()
+    if check:
+        sys.exit(0 if nothing_pending(path) else 1)
+    run_migrate(path, roles)
 
 
 @main.command()

@@ -27,6 +27,7 @@ CATALOGUE: Final[dict[str, Kind]] = {
     "unsupported_encoding": Kind(415, "The body's encoding is not accepted"),
     "invalid_field": Kind(422, "A field is not valid"),
     "key_reused": Kind(422, "The idempotency key was used for another request"),
+    "position_not_reached": Kind(404, "The log has not reached that position"),
     # problems and participations
     "problem_not_found": Kind(404, "There is no such problem"),
     "problem_exists": Kind(409, "The problem exists already"),

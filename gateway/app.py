@@ -19,6 +19,7 @@ from gateway.auth import read_tokens
 from gateway.guard import guard
 from gateway.health import reasons_stay_here
 from gateway.parts import HEARTBEAT, PARTS, Parts
+from gateway.people import PEOPLE, People, PeopleKeys, named, read_key_file
 from gateway.projection import PROJECTION
 from gateway.reads import Reads
 from gateway.routes import ACTIONS_OF, API, PAGES
@@ -39,7 +40,8 @@ _SECURITY_HEADERS: Final = {
 def create_app(settings: Settings) -> web.Application:
     """The gateway, ready to be served."""
     tokens, sessions = read_tokens(settings.tokens_file), Sessions(settings.https)
-    middlewares = [pages.error_pages, problems, guard(tokens, sessions, ACTIONS_OF), reasons_stay_here]
+    people_keys = read_key_file(settings.people_key_file, needed=tokens.names_people)
+    middlewares = [pages.error_pages, problems, guard(tokens, sessions, ACTIONS_OF), reasons_stay_here, named]
     app = web.Application(middlewares=middlewares, client_max_size=BODY_LIMIT)
     app[HEARTBEAT] = settings.heartbeat
     app[pages.ENTRANCE] = pages.Entrance(tokens, sessions)
@@ -52,12 +54,14 @@ def create_app(settings: Settings) -> web.Application:
     app.router.add_static("/static", _STATIC)
     app.on_response_prepare.append(partial(_add_headers, _content_security_policy(settings.s3_public_url)))
     app.on_shutdown.append(_end_streams)
-    attach(app, Service("gateway"), settings, partial(_resources, app))
+    attach(app, Service("gateway"), settings, partial(_resources, app, people_keys))
     return app
 
 
 @asynccontextmanager
-async def _resources(app: web.Application, service: Service, settings: Settings) -> AsyncIterator[None]:
+async def _resources(
+    app: web.Application, people_keys: PeopleKeys | None, service: Service, settings: Settings
+) -> AsyncIterator[None]:
     async with (
         connect_pool(settings.database_url, service.name) as pool,
         Bus.connect(settings.nats_url, service.name, settings.nats_credentials) as bus,
@@ -65,7 +69,8 @@ async def _resources(app: web.Application, service: Service, settings: Settings)
         Projector.open(service, PROJECTION, pool, log, bus) as projector,
     ):
         feed = Feed(log, projector)
-        app[PARTS] = Parts(bus, Reads(pool, projector), feed)
+        app[PEOPLE] = await People.open(pool, people_keys)
+        app[PARTS] = Parts(bus, Reads(pool, projector, log), feed)
         service.add_check("log", log.head)
         service.add_check("nats", bus.check)
         service.add_gauge("event_streams", "Event streams that are open", lambda: feed.watchers)

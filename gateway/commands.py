@@ -27,7 +27,7 @@ C = TypeVar("C", bound=Command)
 
 async def create_problem(request: web.Request) -> web.Response:
     """Publish a problem."""
-    problem_id = new_problem_id(request)
+    problem_id = await new_problem_id(request)
     reply = await command(request, await body_of(request, CreateProblem, problem_id=problem_id))
     location = f"/api/problems/{problem_id}"
     return answer({"problem_id": problem_id}, status=201, position=reply.position, location=location)

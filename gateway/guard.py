@@ -59,5 +59,6 @@ def _identify(request: web.Request, tokens: Tokens, sessions: Sessions) -> Ident
 def _refuse(request: web.Request) -> web.StreamResponse:
     if request.path in ("/api", "/metrics") or request.path.startswith("/api/"):
         raise FedotaError("unauthenticated", "Send a valid token in the header Authorization: Bearer <token>.")
-    wanted = f"?{urlencode({'next': request.path})}" if request.method == "GET" and request.path != "/" else ""
+    at = f"?at={request.query['at']}" if "at" in request.query else ""
+    wanted = f"?{urlencode({'next': request.path + at})}" if request.method == "GET" and request.path != "/" else ""
     return web.Response(status=303, headers={"Location": f"/sign-in{wanted}", "Cache-Control": "no-store"})

@@ -12,8 +12,9 @@ from aiohttp import web
 from fedota.errors import FedotaError
 from fedota.events import CATALOGUE
 from gateway.auth import Identity, Tokens
-from gateway.parts import IDENTITY, problem_id_of, reads_of
-from gateway.queries import for_eyes_of, fresh
+from gateway.parts import IDENTITY, PARTS, problem_id_of, reads_of
+from gateway.queries import for_eyes_of
+from gateway.reading import at_of, fresh, questions_of, reading
 from gateway.reads import Row
 from gateway.sessions import Sessions
 from gateway.web_errors import Handler, require_plain, whole_number
@@ -22,8 +23,19 @@ _SHOWN_PROBLEMS: Final = 200
 _SHOWN_ATTEMPTS: Final = 100
 _SHOWN_EVENTS: Final = 60
 _FORM_LIMIT: Final = 4096
-_PLACE: Final = re.compile(r"/(?:problems/[0-9a-f-]{36})?")  # where signing in may lead: our own pages only
+# where signing in may lead: our own pages only
+_PLACE: Final = re.compile(r"/(?:problems/[0-9a-f-]{36}(?:\?at=\d{1,18})?)?")
 _COUNTED_STAGES: Final = {"selection": "waiting", "configuration": "selected"}
+
+
+class Past(NamedTuple):
+    """What a page of the past says of itself: its position, when that was, and where one can go from it."""
+
+    position: int
+    time: datetime | None
+    said: str
+    earlier: int | None
+    later: int | None
 
 
 class Entrance(NamedTuple):
@@ -69,10 +81,10 @@ async def show_problems(request: web.Request) -> web.Response:
     return _page(request, "problems.html", position=position, problems=problems, older=older, here=here)
 
 
-@fresh
+@reading()
 async def show_problem(request: web.Request) -> web.Response:
-    """One problem, live."""
-    reads, problem_id = reads_of(request), problem_id_of(request)
+    """One problem, live; or as it was at a position of the log, to be looked at only."""
+    reads, problem_id = questions_of(request), problem_id_of(request)
     position = reads.position
     problem = await reads.problem(problem_id)
     participations = await reads.participations(problem_id)
@@ -81,6 +93,7 @@ async def show_problem(request: web.Request) -> web.Response:
         request,
         "problem.html",
         position=position,
+        past=await _past(request, problem_id),
         problem=problem,
         files=await reads.files(problem_id),
         participations=participations,
@@ -93,6 +106,17 @@ async def show_problem(request: web.Request) -> web.Response:
         curves=await reads.curves(problem_id, problem["run"]),
         feed=await reads.feed(problem_id, _SHOWN_EVENTS),
     )
+
+
+async def _past(request: web.Request, problem_id: str) -> Past | None:
+    at = at_of(request)
+    if at is None:
+        return None
+    item = await request.app[PARTS].feed.event(at)
+    earlier, later = await reads_of(request).around(problem_id, at)
+    newest = await questions_of(request).feed(problem_id, 1)
+    said = newest[0]["said"] if newest and newest[0]["position"] == at else ""
+    return Past(at, item.time if item else None, said, earlier, later)
 
 
 async def show_sign_in(request: web.Request) -> web.Response:
@@ -159,8 +183,14 @@ def _sign_in_page(request: web.Request, *, wanted: str, refusal: str = "", statu
 
 def _page(request: web.Request, template: str, *, status: int = 200, **values: Any) -> web.Response:
     identity: Identity | None = request.get(IDENTITY)
-    text = request.app[TEMPLATES].get_template(template).render(identity=identity, **values)
+    # nobody acts on what was: a page of the past has no forms
+    may = identity.may if identity and not values.get("past") else _nothing
+    text = request.app[TEMPLATES].get_template(template).render(identity=identity, may=may, **values)
     return web.Response(status=status, text=text, content_type="text/html")
+
+
+def _nothing(_: str) -> bool:
+    return False
 
 
 def _see(place: str) -> web.Response:

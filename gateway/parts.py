@@ -13,6 +13,7 @@ from fedota.errors import FedotaError
 from fedota.events import to_json, uuid7
 from fedota.kernel.bus import Bus
 from gateway.auth import Identity
+from gateway.people import PEOPLE
 from gateway.reads import Reads, is_problem_id
 from gateway.stream import Feed
 
@@ -33,6 +34,7 @@ class Parts(NamedTuple):
 PARTS: Final = web.AppKey("parts", Parts)
 HEARTBEAT: Final = web.AppKey("heartbeat", float)
 IDENTITY: Final = web.RequestKey("identity", Identity)
+_ACTOR: Final = web.RequestKey("actor", str)
 STILL_IN: Final = web.RequestKey[Callable[[], bool]]("still_in")
 
 
@@ -81,16 +83,24 @@ def key_of(request: web.Request) -> str | None:
     return key
 
 
-def new_problem_id(request: web.Request) -> str:
+async def actor_of(request: web.Request) -> str:
+    """How everybody but the gateway knows who asks: a person by its sealed name, the same text each time."""
+    if _ACTOR not in request:
+        identity = request[IDENTITY]
+        request[_ACTOR] = await request.app[PEOPLE].actor(identity.standing, identity.person)
+    return request[_ACTOR]
+
+
+async def new_problem_id(request: web.Request) -> str:
     """An id for a problem: always the same for the same actor and `Idempotency-Key`, so a retry names the same one."""
     key = key_of(request)
-    return str(uuid7() if key is None else uuid5(NAMESPACE_URL, f"fedota:{request[IDENTITY].actor}\n{key}"))
+    return str(uuid7() if key is None else uuid5(NAMESPACE_URL, f"fedota:{await actor_of(request)}\n{key}"))
 
 
 async def command(request: web.Request, what: Command) -> Reply:
     """Send a command for whoever asks."""
     return await request.app[PARTS].bus.command(
-        what, actor=request[IDENTITY].actor, key=key_of(request), traceparent=traceparent_of(request)
+        what, actor=await actor_of(request), key=key_of(request), traceparent=traceparent_of(request)
     )
 
 

@@ -1,5 +1,8 @@
-"""Questions to the read model."""
+"""Questions to the read model: as it is now, or as it was at a position of the log."""
 
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final
 from uuid import UUID
 
@@ -7,11 +10,16 @@ import asyncpg
 import msgspec
 
 from fedota.errors import FedotaError
-from fedota.kernel.database import Pool
+from fedota.kernel.database import Connection, Pool
+from fedota.kernel.event_log import EventLog
 from fedota.kernel.projection import Projector
-from gateway.projection import WHOLE
+from fedota.kernel.rebuilding import as_of
+from gateway.projection import PROJECTION, WHOLE
+from gateway.stream import streams_of
 
 Row = dict[str, Any]
+_PAST_AT_ONCE: Final = 2  # each replays events and holds a connection meanwhile: what is live must not wait for them
+_PAST_WAIT: Final = 10.0  # seconds
 _JSON: Final = frozenset({"plan", "model", "selectors", "log", "participants", "refusals", "metrics", "checkpoint"})
 _PROBLEMS: Final = """
 select p.*,
@@ -38,26 +46,21 @@ def _row(record: asyncpg.Record) -> Row:
     }
 
 
-class Reads:
-    """The read model of one gateway."""
+class Questions:
+    """What can be asked of one state of the read model; `source` has its tables under their plain names."""
 
-    def __init__(self, pool: Pool, projector: Projector) -> None:
-        self._pool = pool
-        self._projector = projector
+    def __init__(self, source: Pool | Connection, position: int) -> None:
+        self._source = source
+        self._position = position
 
     @property
     def position(self) -> int:
-        """The log position that the read model stands for."""
-        return self._projector.position
-
-    async def at_least(self, position: int) -> None:
-        """Return when the read model stands for `position`: so people read what they wrote."""
-        if position > self._projector.position:
-            await self._projector.wait_for(position)
+        """The log position that the answers stand for, or an earlier one: they show all that happened up to it."""
+        return self._position
 
     async def problems(self, before: int, limit: int) -> list[Row]:
         """The problems published before log position `before`, newest first, each with its latest round."""
-        records = await self._pool.fetch(
+        records = await self._source.fetch(
             f"{_PROBLEMS} where position < $1 order by position desc limit $2", before, limit
         )
         latest = await self._latest_rounds([record["problem_id"] for record in records])
@@ -67,10 +70,7 @@ class Reads:
         """One problem. Raises `problem_not_found`."""
         record = await self._find(problem_id)
         if record is None:
-            await self._projector.catch_up()  # it may have been published a moment ago
-            record = await self._find(problem_id)
-        if record is None:
-            raise FedotaError("problem_not_found", f"There is no problem {problem_id[:40]}. Look at /api/problems.")
+            raise self._unknown(problem_id)
         latest = await self._latest_rounds([problem_id])
         return {**_problem(record), "latest_round": latest.get(problem_id)}
 
@@ -126,7 +126,7 @@ class Reads:
 
     async def curves(self, problem_id: str, run: int, most: int = 400) -> dict[str, list[tuple[int, float]]]:
         """Each metric over the completed rounds of a run, thinned to about `most` points."""
-        records = await self._pool.fetch(
+        records = await self._source.fetch(
             "select round, metrics from (select *, row_number() over (order by round) as n, count(*) over () as total"
             " from rounds where problem_id = $1 and run = $2 and stage = 'completed') c"
             " where n = total or n % greatest(1, total / $3) = 0 order by round",
@@ -169,19 +169,97 @@ class Reads:
         return checkpoint
 
     async def _rows(self, query: str, *arguments: object) -> list[Row]:
-        return [_row(record) for record in await self._pool.fetch(query, *arguments)]
+        return [_row(record) for record in await self._source.fetch(query, *arguments)]
 
     async def _find(self, problem_id: str) -> asyncpg.Record | None:
-        return await self._pool.fetchrow(f"{_PROBLEMS} where problem_id = $1", problem_id)
+        return await self._source.fetchrow(f"{_PROBLEMS} where problem_id = $1", problem_id)
+
+    def _unknown(self, problem_id: str) -> FedotaError:
+        when = f"There was no problem {problem_id[:40]} at position {self.position}."
+        return FedotaError("problem_not_found", f"{when} Leave `at` out to read what is there now.")
 
     async def _latest_rounds(self, problem_ids: list[str]) -> dict[str, Row]:
-        records = await self._pool.fetch(
+        records = await self._source.fetch(
             # one step in the primary key a problem, however many rounds it has had
             "select latest.* from unnest($1::text[]) as asked (id) cross join lateral (select * from rounds"
             " where problem_id = asked.id order by run desc, round desc, attempt desc limit 1) latest",
             problem_ids,
         )
         return {record["problem_id"]: _row(record) for record in records}
+
+
+class Reads(Questions):
+    """The read model of one gateway: as it is now, and the way to what it was."""
+
+    def __init__(self, pool: Pool, projector: Projector, log: EventLog) -> None:
+        super().__init__(pool, 0)
+        self._pool = pool
+        self._projector = projector
+        self._log = log
+        self._past = asyncio.Semaphore(_PAST_AT_ONCE)
+
+    @property
+    def position(self) -> int:
+        """The log position that the read model stands for."""
+        return self._projector.position
+
+    async def at_least(self, position: int) -> None:
+        """Return when the read model stands for `position`: so people read what they wrote."""
+        if position > self._projector.position:
+            await self._projector.wait_for(position)
+
+    async def require_reached(self, position: int) -> None:
+        """Raise `position_not_reached` when the log has no such position yet."""
+        if position > (head := await self._log.head()):
+            raise FedotaError(
+                "position_not_reached",
+                f"The log has reached position {head}, not {position}. Ask for one from 0 to {head}.",
+            )
+
+    @asynccontextmanager
+    async def as_of(self, position: int, problem_ids: Sequence[str]) -> AsyncIterator[Questions]:
+        """These problems as they were at a position: what is shown follows from their events up to it, and no others.
+
+        Raises `unavailable` when others look into the past already and do not come back soon.
+        """
+        try:
+            async with asyncio.timeout(_PAST_WAIT):
+                await self._past.acquire()
+        except TimeoutError:
+            busy = "Others are looking into the past, which takes its time. Try again in a moment."
+            raise FedotaError("unavailable", busy, retry_after=5) from None
+        try:
+            subjects = [subject for problem_id in problem_ids for subject in streams_of(problem_id)]
+            async with as_of(PROJECTION, self._pool, self._log, position, subjects) as connection:
+                yield Questions(connection, position)
+        finally:
+            self._past.release()
+
+    async def published(self, before: int, limit: int) -> list[str]:
+        """The problems published before a log position, newest first."""
+        query = "select problem_id from problems where position < $1 order by position desc limit $2"
+        return [record["problem_id"] for record in await self._pool.fetch(query, before, limit)]
+
+    async def around(self, problem_id: str, position: int) -> tuple[int | None, int | None]:
+        """The positions of a problem's events before and after what is shown of it at `position`."""
+        query = (
+            "select (select position from feed where problem_id = $1 and position <= $2"
+            " order by position desc offset 1 limit 1) as earlier, (select min(position) from feed"
+            " where problem_id = $1 and position > $2) as later"
+        )
+        row = await self._pool.fetchrow(query, problem_id, position)
+        assert row is not None
+        return row["earlier"], row["later"]
+
+    async def _find(self, problem_id: str) -> asyncpg.Record | None:
+        found = await super()._find(problem_id)
+        if found is None:
+            await self._projector.catch_up()  # it may have been published a moment ago
+            found = await super()._find(problem_id)
+        return found
+
+    def _unknown(self, problem_id: str) -> FedotaError:
+        return FedotaError("problem_not_found", f"There is no problem {problem_id[:40]}. Look at /api/problems.")
 
 
 def _problem(record: asyncpg.Record) -> Row:

@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple
 
-from gateway import commands, pages, queries
+from gateway import commands, forgetting, operations, pages, queries
 from gateway.web_errors import Handler
 
 
@@ -26,6 +26,8 @@ class Route(NamedTuple):
 
 _PROBLEM: Final = "/api/problems/{problem}"
 _MEMBER: Final = f"{_PROBLEM}/participations/{{organization}}"
+_PROJECTION: Final = "/api/projections/{process}"
+_LETTER: Final = "/api/deadletters/{process}/{position}"
 
 API: Final = (
     Route("GET", "/api/problems", "read_problems", queries.list_problems),
@@ -51,6 +53,17 @@ API: Final = (
     Route("GET", f"{_PROBLEM}/model", "read_model", queries.get_model),
     Route("GET", "/api/events", "read_events", queries.list_events),
     Route("GET", "/api/events/stream", "read_events", queries.stream_events, endless=True),
+    Route("GET", "/api/events/{position}", "read_events", queries.get_event),
+    Route("GET", "/api/projections", "read_projections", operations.list_projections),
+    Route("GET", _PROJECTION, "read_projections", operations.get_projection),
+    Route("POST", f"{_PROJECTION}/rebuild", "rebuild_projections", operations.rebuild_projection),
+    Route("POST", f"{_PROJECTION}/verify", "verify_projections", operations.verify_projection),
+    Route("GET", "/api/deadletters", "read_dead_letters", operations.list_dead_letters),
+    Route("GET", _LETTER, "read_dead_letters", operations.get_dead_letter),
+    Route("POST", f"{_LETTER}/retry", "retry_dead_letters", operations.retry_dead_letter),
+    Route("POST", f"{_LETTER}/drop", "drop_dead_letters", operations.drop_dead_letter),
+    Route("GET", "/api/people", "read_people", forgetting.list_people),
+    Route("DELETE", "/api/people/{person}", "forget_people", forgetting.forget_person),
 )
 PAGES: Final = (
     Route("GET", "/", "read_problems", pages.show_problems),

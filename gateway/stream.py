@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
-from typing import Final, NamedTuple
+from datetime import datetime
+from typing import Any, Final, NamedTuple
 
 import asyncpg
 import msgspec
@@ -14,6 +15,7 @@ from fedota.errors import FedotaError
 from fedota.events import CATALOGUE, encode, to_json
 from fedota.kernel.event_log import OUTAGES, EventLog
 from fedota.kernel.projection import Projector
+from gateway.people import PEOPLE
 
 _PAGE: Final = 500  # events read at once
 _QUEUE: Final = 1000  # events that wait for one slow reader; with more it goes back to reading the log
@@ -35,6 +37,8 @@ class Item(NamedTuple):
     position: int
     type: str
     subject: str
+    actor: str
+    time: datetime
     full: bytes
     public: bytes  # without what the infrastructure's processes wrote
 
@@ -44,12 +48,17 @@ class Item(NamedTuple):
         record = dict(row)
         full = encode(record)
         public = encode({**record, "data": _without_log(record["data"])}) if record["type"] in _LOGGING else full
-        return cls(record["position"], record["type"], record["subject"], full, public)
+        who = record["subject"], record["actor"], record["time"]
+        return cls(record["position"], record["type"], *who, full, public)
+
+    def body(self, logs: bool) -> bytes:
+        """The event for a reader who may see logs, or may not."""
+        return self.full if logs else self.public
 
     def frame(self, logs: bool) -> bytes:
         """The event in the form of server-sent events."""
         head = f"id: {self.position}\nevent: {self.type}\ndata: ".encode()
-        return head + (self.full if logs else self.public) + b"\n\n"
+        return head + self.body(logs) + b"\n\n"
 
 
 def _without_log(data: bytes) -> bytes:
@@ -62,20 +71,37 @@ def streams_of(problem_id: str) -> list[str]:
 
 
 class Filter(NamedTuple):
-    """Which events a reader asks for; None stands for all."""
+    """Which events a reader asks for, recorded at `since` or later and before `before`; None stands for all."""
 
     problem_id: str | None = None
     types: tuple[str, ...] | None = None
+    actor: str | None = None
+    until: int | None = None
+    since: datetime | None = None
+    before: datetime | None = None
 
     @property
-    def subjects(self) -> list[str] | None:
-        """The log's streams that they are in."""
-        return streams_of(self.problem_id) if self.problem_id else None
+    def question(self) -> dict[str, Any]:
+        """The same as the log is asked it."""
+        named = self._asdict()
+        problem_id = named.pop("problem_id")
+        return {**named, "subjects": streams_of(problem_id) if problem_id else None}
 
     def fits(self, item: Item) -> bool:
-        """Whether it is asked for."""
-        of_problem = self.problem_id is None or item.subject.partition("/")[2] == self.problem_id
-        return of_problem and (self.types is None or item.type in self.types)
+        """Whether an event that has just happened is asked for; the stream knows no end, so that none is looked at."""
+        return (
+            (self.problem_id is None or item.subject.partition("/")[2] == self.problem_id)
+            and (self.types is None or item.type in self.types)
+            and (self.actor is None or item.actor == self.actor)
+            and (self.since is None or item.time >= self.since)
+        )
+
+
+class Page(NamedTuple):
+    """Some events, and the position up to which nothing was left out of them."""
+
+    items: list[Item]
+    reached: int
 
 
 class _Watcher:
@@ -156,10 +182,24 @@ class Feed:
                 watcher.offer(items)
             self._position = items[-1].position
 
-    async def page(self, wanted: Filter, after: int, limit: int) -> list[Item]:
-        """Events past position `after`, as far as the log goes: the read model may not have them yet."""
-        records = await self._log.records(after, limit=limit, subjects=wanted.subjects, types=wanted.types)
-        return [Item.of(record) for record in records]
+    async def page(self, wanted: Filter, after: int, limit: int) -> Page:
+        """Events past position `after`, as far as the log goes: the read model may not have them yet.
+
+        What is rare is looked for in portions: a page may be empty and yet have moved on.
+        """
+        if not limit:
+            return Page([], after)
+        scanned = await self._log.scan(after, limit=limit, **wanted.question)
+        return Page([Item.of(record) for record in scanned.records], scanned.reached)
+
+    async def event(self, position: int) -> Item | None:
+        """The event at one position."""
+        records = await self._log.records(position - 1, limit=1, until=position)
+        return Item.of(records[0]) if records else None
+
+    async def head(self) -> int:
+        """The position of the newest event."""
+        return await self._log.head()
 
     async def follow(self, wanted: Filter, after: int, heartbeat: float) -> AsyncGenerator[list[Item], None]:
         """Events past `after`, each once and in order; an empty list is a sign of life. Ends when the feed closes."""
@@ -168,19 +208,19 @@ class Feed:
             while not self.closed:
                 # the watcher collects already while the log is read: nothing falls between the two
                 watcher.overflowed = False
-                while items := await self._page_of_the_past(wanted, after):
-                    after = items[-1].position
-                    yield items
+                while (page := await self._page_of_the_past(wanted, after)).reached > after and not self.closed:
+                    after = page.reached
+                    yield page.items
                 while not (self.closed or watcher.overflowed):
                     items = [item for item in await watcher.take(heartbeat) if item.position > after]
                     after = items[-1].position if items else after
                     yield items
 
-    async def _page_of_the_past(self, wanted: Filter, after: int) -> list[Item]:
+    async def _page_of_the_past(self, wanted: Filter, after: int) -> Page:
         """Events that the read model has already; what comes after them reaches the watchers."""
         # a crash of PostgreSQL can take the read model back behind what the watchers were told: nobody tells that again
         reached = max(self._projector.position, self._position)
-        return [item for item in await self.page(wanted, after, _PAGE) if item.position <= reached]
+        return await self.page(wanted._replace(until=reached), after, _PAGE)
 
     @contextmanager
     def _watch(self, wanted: Filter) -> Iterator[_Watcher]:
@@ -208,8 +248,11 @@ async def send(
                 break
             frames = b"".join(item.frame(logs) for item in items) or b": alive\n\n"
             try:
+                frames = await request.app[PEOPLE].in_json(frames)
                 async with asyncio.timeout(_WRITE_SECONDS):
                     await response.write(frames)
+            except FedotaError:  # names cannot be opened now: whoever comes back goes on from here
+                break
             except (TimeoutError, ConnectionError):
                 _log.debug("a reader of the event stream has gone")
                 if request.transport is not None:  # ending it politely would wait for that reader, for ever

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from datetime import datetime
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 import structlog
@@ -15,6 +16,7 @@ from fedota.kernel.bus import invalid_field
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 B = TypeVar("B")
 BODY_LIMIT: Final = 1024 * 1024
+_Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 _log = structlog.get_logger(__name__)
 
 
@@ -122,6 +124,22 @@ def whole_number(request: web.Request, name: str, default: int, most: int = 2**6
     if text is None:
         return default
     if not (text.isascii() and text.isdecimal() and len(text) < 20):
-        what = f"expected a whole number, got {text[:40]!r}"
-        raise FedotaError("invalid_field", f"{name}: {what}.", fields={name: what})
+        raise wrong_parameter(name, f"expected a whole number, got {text[:40]!r}")
     return min(int(text), most)
+
+
+def moment(request: web.Request, name: str) -> datetime | None:
+    """A query parameter that is a time, as RFC 3339 writes it; None when it is not there."""
+    text = request.query.get(name)
+    if text is None:
+        return None
+    try:
+        return msgspec.convert(text, _Moment)
+    except msgspec.ValidationError:
+        example = "expected a time like 2026-11-24T10:30:00Z (RFC 3339; in an address the + of an offset is %2B)"
+        raise wrong_parameter(name, f"{example}, got {text[:40]!r}") from None
+
+
+def wrong_parameter(name: str, what: str) -> FedotaError:
+    """The refusal of a query parameter, and why."""
+    return FedotaError("invalid_field", f"{name}: {what}.", fields={name: what})

@@ -3,11 +3,11 @@
 import asyncio
 import hashlib
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, Self
 from urllib.parse import quote, urlsplit
 
 import aiohttp
@@ -46,11 +46,10 @@ class LocalFile(msgspec.Struct, frozen=True):
         return AnnouncedFile(name=self.path.name, size=self.path.stat().st_size, sha256=digest, role=self.role)
 
 
-class Api:
-    """A gateway as the holder of one token sees it. Errors are `FedotaError`, in the gateway's own words.
+class Gateway:
+    """A gateway as the holder of one token reaches it. Errors are `FedotaError`, in the gateway's own words.
 
-    Reads show what this object's own writes did: it asks for the position that they reached. Whoever does not answer
-    is `unavailable`. Requests to the gateway that end so, or with `timeout`, are repeated; a write takes effect once.
+    Who does not answer is `unavailable`. Requests that end so, or with `timeout`, are repeated while patience lasts.
     """
 
     def __init__(self, http: aiohttp.ClientSession, url: str, patience: float) -> None:
@@ -61,7 +60,7 @@ class Api:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, token: str, *, patience: float = 120.0) -> AsyncIterator["Api"]:
+    async def open(cls, url: str, token: str, *, patience: float = 120.0) -> AsyncIterator[Self]:
         """The gateway at `url`. No request is repeated later than `patience` seconds after it was first made."""
         headers = {"Authorization": f"Bearer {token}"}
         async with aiohttp.ClientSession(headers=headers, timeout=_REQUEST) as http:
@@ -70,6 +69,61 @@ class Api:
     def saw(self, position: int) -> None:
         """Make reads from now on show what had happened at this position of the log."""
         self._position = max(self._position, position)
+
+    async def _get(self, path: str, **params: str | int) -> dict[str, Any]:
+        return await self._ask("GET", path, params={**params, "at_least": self._position})
+
+    async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        headers = {"Content-Type": "application/json", "Idempotency-Key": str(uuid7())}
+        return await self._ask("POST", path, data=to_json(body), headers=headers)
+
+    async def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:
+        """The answer to a request, which is repeated as it is while that may help and patience lasts."""
+        return await self._asked(method, path, self._patience, **request)
+
+    async def _asked(self, method: str, path: str, patience: float, **request: Any) -> dict[str, Any]:
+        end, delay = monotonic() + patience, _FIRST_DELAY
+        while True:
+            try:
+                with _reaching(self._url):
+                    async with self._http.request(method, self._url + path, **request) as reply:
+                        return await self._answer(reply)
+            except FedotaError as error:
+                spread = random.uniform(1.0, 1.5)  # noqa: S311 - not everybody comes back at the same moment
+                pause = max(delay, error.problem.retry_after or 0) * spread
+                if error.problem.code not in _PASSING or monotonic() + pause > end:
+                    raise
+            await asyncio.sleep(pause)
+            delay = min(2 * delay, _LONGEST_DELAY)
+
+    async def _answer(self, reply: aiohttp.ClientResponse) -> dict[str, Any]:
+        await _raise_refusal(reply)
+        try:
+            answer: dict[str, Any] = msgspec.json.decode(await reply.read(), type=dict[str, Any])
+        except msgspec.DecodeError:
+            raise _stranger(reply) from None
+        self.saw(int(reply.headers.get(_POSITION, 0)))
+        return answer
+
+    async def _stream(self, params: Mapping[str, str] | Sequence[tuple[str, str]]) -> AsyncGenerator[bytes, None]:
+        """The events that `params` ask for as they come, each a CloudEvent in JSON; b"" is a sign of life."""
+        address = f"{self._url}/api/events/stream"
+        with _reaching(self._url):
+            async with self._http.get(address, params=params, timeout=_LONG, read_bufsize=_LONGEST_LINE) as reply:
+                await _raise_refusal(reply)
+                async for line in reply.content:
+                    if line.startswith(b"data: "):
+                        yield line[6:].rstrip(b"\n")
+                    elif line.startswith(b":"):
+                        yield b""
+
+
+class Api(Gateway):
+    """What setters and organizations do at a gateway.
+
+    Reads show what this object's own writes did: it asks for the position that they reached. A write takes effect once,
+    however often it is repeated.
+    """
 
     async def create_problem(
         self, *, name: str, description: str, data_format: str, client_image: str, plan: Plan
@@ -149,14 +203,9 @@ class Api:
         Raises `FedotaError`: a refusal, or `unavailable` when the connection breaks. Nothing is repeated here: go on
         from the position of the last event.
         """
-        address = f"{self._url}/api/events/stream"
-        params = {"problem": problem_id, "after": str(after)}
-        with _reaching(self._url):
-            async with self._http.get(address, params=params, timeout=_LONG, read_bufsize=_LONGEST_LINE) as reply:
-                await _raise_refusal(reply)
-                async for line in reply.content:
-                    if line.startswith(b"data: "):
-                        yield decode(line[6:])
+        async for body in self._stream({"problem": problem_id, "after": str(after)}):
+            if body:
+                yield decode(body)
 
     async def download_model(self, problem_id: str, path: Path) -> None:
         """Have the newest checkpoint in the file `path`: whole and checked, or `path` stays as it was."""
@@ -167,38 +216,6 @@ class Api:
             draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)
-
-    async def _get(self, path: str, **params: str | int) -> dict[str, Any]:
-        return await self._ask("GET", path, params={**params, "at_least": self._position})
-
-    async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json", "Idempotency-Key": str(uuid7())}
-        return await self._ask("POST", path, data=to_json(body), headers=headers)
-
-    async def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:
-        """The answer to a request, which is repeated as it is while that may help and patience lasts."""
-        end, delay = monotonic() + self._patience, _FIRST_DELAY
-        while True:
-            try:
-                with _reaching(self._url):
-                    async with self._http.request(method, self._url + path, **request) as reply:
-                        return await self._answer(reply)
-            except FedotaError as error:
-                spread = random.uniform(1.0, 1.5)  # noqa: S311 - not everybody comes back at the same moment
-                pause = max(delay, error.problem.retry_after or 0) * spread
-                if error.problem.code not in _PASSING or monotonic() + pause > end:
-                    raise
-            await asyncio.sleep(pause)
-            delay = min(2 * delay, _LONGEST_DELAY)
-
-    async def _answer(self, reply: aiohttp.ClientResponse) -> dict[str, Any]:
-        await _raise_refusal(reply)
-        try:
-            answer: dict[str, Any] = msgspec.json.decode(await reply.read(), type=dict[str, Any])
-        except msgspec.DecodeError:
-            raise _stranger(reply) from None
-        self.saw(int(reply.headers.get(_POSITION, 0)))
-        return answer
 
 
 @contextmanager

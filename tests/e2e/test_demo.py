@@ -70,7 +70,7 @@ async def played(fedota: Command) -> AsyncIterator[Played]:
     fedota.wait_until_nothing_is_left()
 
 
-async def test_the_story_is_true_in_every_store(played: Played) -> None:
+async def test_the_story_is_true_in_every_store(played: Played, fedota: Command) -> None:
     """What the demo printed, the log, the read models, the object store and the pages tell the same story."""
     result, problem_id = played.result, played.problem_id
     async with Api.open(result["gateway_url"], read_tokens(played.path)["operator"]) as api:
@@ -85,6 +85,11 @@ async def test_the_story_is_true_in_every_store(played: Played) -> None:
     assert [row["stage"] for row in rounds] == ["completed"] * 12
     _check_objects(played)
     await _check_replay(played)
+    _check_audit(fedota.run("audit", "verify", "--data-dir", str(played.path)))
+
+
+def _check_audit(audit: subprocess.CompletedProcess[str]) -> None:
+    assert audit.returncode == 0 and audit.stdout.startswith("All fits (events: "), audit
 
 
 def _check_accuracy(accuracy: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -14,7 +14,7 @@ from testcontainers.core.container import DockerContainer
 from fedota.kernel.files import write_private
 from fedota.kernel.nats_accounts import Permissions
 from fedota.local.nats_server import nats_server, platform_keys
-from fedota.local.seaweedfs import S3Access, seaweedfs
+from fedota.local.seaweedfs import S3Access, audit_access, seaweedfs
 from fedota.local.servers import Servers, embedded
 from fedota.local.state import DataDirectory
 from tests.support.waiting import until
@@ -31,6 +31,7 @@ class RunningServers(NamedTuple):
     nats_operator: Path
     platform_account: str
     s3: S3Access
+    s3_audit: Mapping[str, S3Access] = {}
 
     @classmethod
     def of(cls, servers: Servers) -> "RunningServers":
@@ -38,7 +39,15 @@ class RunningServers(NamedTuple):
         nats = servers.nats
         assert nats.operator is not None
         keys = {**nats.keys, ANYTHING: _key_to_anything(nats.operator.parent)}
-        return cls(servers.database_url, nats.url, keys, nats.operator, nats.platform_account, servers.s3)
+        return cls(
+            servers.database_url,
+            nats.url,
+            keys,
+            nats.operator,
+            nats.platform_account,
+            servers.s3,
+            servers.s3_audit,
+        )
 
 
 def _key_to_anything(directory: Path) -> Path:
@@ -80,7 +89,7 @@ async def _containers(data: DataDirectory) -> AsyncIterator[Servers]:
     ):
         for ready in (lambda: _accepts(database), bus.ready, store.ready):
             await until(ready, "a container answers")
-        yield Servers(database, nats, s3)
+        yield Servers(database, nats, s3, s3_audit=audit_access(data))
 
 
 def _configured(image: str, directory: Path, *arguments: str) -> DockerContainer:

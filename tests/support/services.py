@@ -27,7 +27,7 @@ from fedota.kernel.event_log import Append, Context, EventLog, listen
 from fedota.kernel.migrations import PROCESSES, migrate, role_of
 from fedota.kernel.relay import Relay
 from fedota.kernel.service import Service, serving
-from fedota.kernel.settings import ProcessSettings, Secret
+from fedota.kernel.settings import LogSettings, ProcessSettings, Secret
 from tests.support.servers import RunningServers
 from tests.support.waiting import until
 
@@ -35,6 +35,7 @@ OWNERS: Final = ("problems", "storage", "orchestrator", "rounds")
 _PASSWORD: Final = "made-up"
 __all__ = ["OWNERS", "Platform", "Running", "forget_stream", "new_id", "running", "until"]
 S = TypeVar("S", bound=ProcessSettings)
+L = TypeVar("L", bound=LogSettings)
 
 
 class Running(NamedTuple):
@@ -109,12 +110,12 @@ class Platform:
         finally:
             await listener.close()
 
-    async def record(self, *events: EventData) -> int:
+    async def record(self, *events: EventData, actor: str = "test") -> int:
         """Append events as their owners; the position of the last."""
         position = 0
         for data in events:
             owner = CATALOGUE[type(data).__name__].owner
-            context = Context(actor="test", correlation=uuid7())
+            context = Context(actor=actor, correlation=uuid7())
             append = Append(subject=f"{owner}/{data.problem_id}", events=[NewEvent(data=data)], context=context)
             position = (await self.logs[owner].append(append)).position
         return position
@@ -137,7 +138,7 @@ class Platform:
 
 
 @asynccontextmanager
-async def running(create_app: Callable[[S], web.Application], settings: S) -> AsyncIterator[Running]:
+async def running(create_app: Callable[[L], web.Application], settings: L) -> AsyncIterator[Running]:
     """The service, in this process, on a free port, as its own `main` would run it."""
     app = create_app(settings)
     async with serving(app, "127.0.0.1", 0) as url:

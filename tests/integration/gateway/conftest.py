@@ -14,7 +14,7 @@ from aiohttp import web
 from fedota.contracts import commands
 from fedota.contracts.commands import AnnouncedFile, Command, Reply, Request, UploadSlot
 from fedota.errors import FedotaError
-from fedota.events import EventData
+from fedota.events import CATALOGUE, Event, EventData, NewEvent
 from fedota.events.orchestrator import InfraSpawned
 from fedota.events.problems import (
     ModelFile,
@@ -30,6 +30,8 @@ from fedota.events.problems import (
 )
 from fedota.events.rounds import Checkpoint, RoundUpdated
 from fedota.events.storage import FilesStored, StoredFile
+from fedota.kernel.database import Pool
+from fedota.kernel.event_log import Append, Context
 from fedota.kernel.projection import Projector
 from gateway.app import create_app
 from gateway.parts import PARTS
@@ -49,6 +51,7 @@ class Stage:
     """Everything that the gateway meets: log, relay and bus, the services' answers, and itself at its own address."""
 
     def __init__(self, platform: Platform) -> None:
+        self.ground = platform
         self.record = platform.record
         self.s3_url = platform.servers.s3.url
         self.gateway: Running
@@ -77,7 +80,7 @@ class Stage:
         }
         file = StoredFile(name="model.safetensors", role="model", key=MODEL.key, sha256=MODEL.sha256, size=MODEL.size)
         return [
-            ProblemCreated(problem_id=problem_id, plan=PLAN, setter="setter", **about),
+            ProblemCreated(problem_id=problem_id, plan=PLAN, **about),
             FilesStored(problem_id=problem_id, files=[file]),
             ParticipationRequested(problem_id=problem_id, organization="Clinic A"),
             ParticipationApproved(problem_id=problem_id, organization="Clinic A"),
@@ -117,12 +120,28 @@ class Stage:
         if isinstance(command, commands.PrepareUpload):
             slots = [self.slot(file) for file in command.files]
             return Reply(result=commands.UploadSlots(slots=slots, seconds=600))
-        return Reply(position=await self.record(_event(request.actor, command)))
+        return Reply(position=await self.record(_event(command), actor=request.actor))
+
+    async def follow_up(self, cause: Event, *events: EventData) -> list[Event]:
+        """Events that their owners record because of another one."""
+        found: list[Event] = []
+        for data in events:
+            owner = CATALOGUE[type(data).__name__].owner
+            subject = f"{owner}/{data.problem_id}"
+            append = Append(subject=subject, events=[NewEvent(data=data)], context=Context.of_event(owner, cause))
+            await self.ground.logs[owner].append(append)
+            found.append((await self.ground.events(subject))[-1])
+        return found
 
     @property
     def projector(self) -> Projector:
         """The gateway's own projection."""
         return self.app[PARTS].reads._projector
+
+    @property
+    def pool(self) -> Pool:
+        """The gateway's own connections."""
+        return self.app[PARTS].reads._pool
 
     @property
     def feed(self) -> Feed:
@@ -131,7 +150,7 @@ class Stage:
 
     async def rows(self) -> dict[str, list[tuple[Any, ...]]]:
         """Every row of the read model."""
-        pool = self.app[PARTS].reads._pool
+        pool = self.pool
         names = PROJECTION.names
         return {
             name: [tuple(row) for row in await pool.fetch(f"select * from {name} order by 1, 2, 3")] for name in names
@@ -150,11 +169,11 @@ def _nowhere(file: AnnouncedFile) -> UploadSlot:
     return UploadSlot(name=file.name, url="https://s3.test/up", headers={})
 
 
-def _event(actor: str, command: Any) -> EventData:
+def _event(command: Any) -> EventData:
     named = {name: getattr(command, name) for name in command.__struct_fields__}
     match command:
         case commands.CreateProblem():
-            return ProblemCreated(**named, setter=actor)
+            return ProblemCreated(**named)
         case commands.ReviseProblem():
             revised = {name: value for name, value in named.items() if value is not None}
             whole = {"name": "n", "description": "d", "data_format": "f", "client_image": "i", "plan": PLAN}

@@ -13,6 +13,8 @@ from fedota.contracts import commands
 from fedota.errors import FedotaError
 from fedota.events import orchestrator as infra
 from fedota.events.problems import ParticipationRequested, ProblemCompleted
+from fedota.kernel.rebuilding import rebuild, verify
+from gateway.projection import PROJECTION
 
 NEW = {
     "name": "Tumours",
@@ -388,7 +390,8 @@ async def test_a_rebuild_gives_the_same_rows(platform: Any) -> None:
     projector = platform.projector
     await projector.catch_up()
     before = await platform.rows()
-    await projector.rebuild()
+    assert await verify(PROJECTION, projector._pool, projector._log) == (19, [])
+    assert await rebuild(PROJECTION, projector._pool, projector._log) == 19
     assert await platform.rows() == before
     assert {name: len(rows) for name, rows in before.items()} == {
         "problems": 1,

@@ -195,3 +195,25 @@ async def test_nothing_is_wider_than_the_screen(platform: Any, browser: Any, wid
             await page.goto(platform.url + place)
             await page.wait_for_selector(".connection[data-state=live]")
             assert await page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+
+
+async def test_a_page_of_the_past_is_looked_at_from_event_to_event(platform: Any, browser: Any) -> None:
+    """From the feed to how it was then, on to the next event, and back to now; nobody acts on what was."""
+    problem_id = str(uuid4())
+    await platform.record(*platform.story(problem_id))
+    async with signed_in(browser, platform, "setter", f"/problems/{problem_id}") as page:
+        await page.click("[data-part=feed] a >> text=4")
+        await page.wait_for_selector(".as-of >> text=As of position 4")
+        assert await page.locator(".as-of").inner_text() != "" and page.url.endswith("?at=4")
+        await until_shown(page, "participations", "approved")
+        await until_shown(page, "heading", "ready")
+        assert await page.locator("main button, main input").count() == 0
+        assert await page.locator("[data-live], .connection[data-state]").count() == 0
+        assert await page.locator("[data-part=feed] li").count() == 4
+        await page.click("text=Later event")
+        await until_shown(page, "heading", "running")
+        await page.click("text=Earlier event")
+        await until_shown(page, "heading", "ready")
+        await page.click("text=Back to now")
+        await page.wait_for_selector(".connection[data-state=live]")
+        await until_shown(page, "rounds", "completed")

@@ -16,7 +16,8 @@ from gateway.auth import ACTIONS
 from gateway.routes import ACTIONS_OF, API, PAGES
 
 _OPEN = {"/livez", "/readyz", "/sign-in", "/static"}
-_PLACES = {"problem": str(uuid4()), "organization": "A", "name": "f", "round": "1"}
+_PLACES = {"problem": str(uuid4()), "organization": "A", "name": "f", "round": "1", "person": "nobody"}
+_PLACES |= {"process": "gateway", "position": "1"}
 _ROLES = ("setter", "organization", "operator")
 
 

@@ -38,7 +38,7 @@ async def test_a_problem_from_publication_to_its_second_run(served: World) -> No
     model = ModelFile(key=file.key, sha256=file.sha256, size=file.size)
     plan = Plan(rounds=7, goal_count=1)
     assert [event.data for event in events] == [
-        ProblemCreated(problem_id=problem_id, setter="setter", **ABOUT),
+        ProblemCreated(problem_id=problem_id, **ABOUT),
         ProblemRevised(problem_id=problem_id, **{**ABOUT, "plan": plan}),
         ProblemStarted(problem_id=problem_id, run=1, plan=plan, model=model),
         ProblemStopped(problem_id=problem_id, run=1, reason="a pause"),

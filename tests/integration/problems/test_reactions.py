@@ -77,7 +77,7 @@ async def test_a_crash_between_the_reaction_and_its_checkpoint_repeats_nothing(w
         await world.platform.send(commands.StartProblem(problem_id=problem_id))
         happened = await world.types(problem_id)
     connection = await asyncpg.connect(world.settings.database_url.reveal())
-    await connection.execute("update problems.checkpoint set position = 0")
+    await connection.execute("update problems.checkpoint set position = 0, event = null")
     await connection.close()
     async with world.running():
         marker = await world.start()

@@ -13,7 +13,7 @@ from fedota.events import to_json
 from fedota.events.problems import ParticipationRevoked, Plan, ProblemStopped
 from fedota.kernel.database import connect_pool
 from fedota.kernel.event_log import EventLog
-from fedota.kernel.projection import Projector
+from fedota.kernel.rebuilding import rebuild, verify
 from services.rounds.domain import REPORT_BYTES
 from services.rounds.projection import PROJECTION, load
 from tests.integration.rounds.coordinator import Coordinator
@@ -316,9 +316,9 @@ async def test_a_rebuild_gives_the_same_rows(world: World) -> None:
     async with (
         connect_pool(world.settings.database_url, "rounds") as pool,
         EventLog.open(pool) as log,
-        world.platform.bus("rounds") as bus,
     ):
         before = await load(pool, problem_id)
-        await Projector(PROJECTION, pool, log, bus).rebuild()
+        assert await verify(PROJECTION, pool, log) == (1, [])
+        assert await rebuild(PROJECTION, pool, log) == 1
         assert await load(pool, problem_id) == before
     assert before.run and before.members == {CLINIC: True}

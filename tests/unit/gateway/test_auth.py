@@ -32,6 +32,14 @@ read_rounds               yes    yes          yes
 read_model                yes    no           yes
 read_events               yes    yes          yes
 read_metrics              no     no           yes
+read_projections          no     no           yes
+rebuild_projections       no     no           yes
+verify_projections        no     no           yes
+read_dead_letters         no     no           yes
+retry_dead_letters        no     no           yes
+drop_dead_letters         no     no           yes
+read_people               no     no           yes
+forget_people             no     no           yes
 sign_out                  yes    yes          yes
 """
 _CELLS = [
@@ -80,7 +88,7 @@ def test_a_token_of_one_organization_stands_for_no_other() -> None:
     bound.require_organization("A")
     with pytest.raises(FedotaError, match="forbidden"):
         bound.require_organization("B")
-    assert (bound.actor, Identity(role="setter").actor) == ("organization:A", "setter")
+    assert (bound.standing, Identity(role="setter").standing) == ("organization:A", "setter")
 
 
 def test_the_tokens_file(tmp_path: Path) -> None:

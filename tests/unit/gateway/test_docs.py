@@ -27,7 +27,7 @@ def test_every_error_is_explained() -> None:
 
 def test_every_route_is_described_with_its_roles() -> None:
     """Each method and path, and who may."""
-    told = rows("api.md", "(?:GET|POST|PATCH) [^`]+")
+    told = rows("api.md", "(?:GET|POST|PATCH|DELETE) [^`]+")
     for route in (*API, *PAGES):
         roles = ACTIONS[route.action]
         expected = (

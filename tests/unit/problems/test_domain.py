@@ -38,7 +38,7 @@ ABOUT: Final[dict[str, Any]] = {
     "client_image": "registry.test/team/client:1.0",
     "plan": PLAN,
 }
-CREATED: Final = events.ProblemCreated(**ABOUT, setter="setter")
+CREATED: Final = events.ProblemCreated(**ABOUT)
 STARTED: Final = events.ProblemStarted(problem_id=ID, run=1, plan=PLAN, model=MODEL)
 STOPPED: Final = events.ProblemStopped(problem_id=ID, run=1, reason="enough")
 COMPLETED: Final = events.ProblemCompleted(problem_id=ID, run=1, rounds=3, model=MODEL)
@@ -71,7 +71,7 @@ def after(*happened: EventData) -> State | None:
 def refusal(state: State | None, command: Command, model: ModelFile | None = MODEL) -> FedotaError:
     """The error that a command is answered with."""
     with pytest.raises(FedotaError) as caught:
-        decide(state, command, actor="setter", model=model)
+        decide(state, command, model=model)
     assert caught.value.problem.detail.endswith("."), "says nothing in words"
     return caught.value
 
@@ -97,7 +97,7 @@ def refusal(state: State | None, command: Command, model: ModelFile | None = MOD
 )
 def test_what_a_command_makes_happen(happened: Sequence[EventData], command: Command, expected: EventData) -> None:
     """Each command has exactly one event, which says what was asked for."""
-    assert decide(after(*happened), command, actor="setter", model=MODEL) == [expected]
+    assert decide(after(*happened), command, model=MODEL) == [expected]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_the_client_config_is_not_too_deep(depth: int, allowed: bool) -> None:
     nested = {"inner": inner}
     command = commands.CreateProblem(**{**ABOUT, "plan": Plan(rounds=1, goal_count=1, client_config=nested)})
     if allowed:
-        assert decide(None, command, actor="setter")
+        assert decide(None, command)
     else:
         assert list(refusal(None, command).problem.fields) == ["plan.client_config"]
 
@@ -226,14 +226,14 @@ def test_the_client_config_is_not_too_deep(depth: int, allowed: bool) -> None:
 )
 def test_image_references_that_are_valid(image: str) -> None:
     """All that a container engine would take."""
-    assert decide(None, commands.CreateProblem(**{**ABOUT, "client_image": image}), actor="setter")
+    assert decide(None, commands.CreateProblem(**{**ABOUT, "client_image": image}))
 
 
 def test_a_revision_keeps_what_it_does_not_name() -> None:
     """Fields left out stay as they are, over several revisions."""
     longer = commands.ReviseProblem(problem_id=ID, plan=Plan(rounds=9, goal_count=1))
-    state = after(CREATED, *decide(after(CREATED), longer, actor="setter"))
-    [revised] = decide(state, commands.ReviseProblem(problem_id=ID, description="More"), actor="setter")
+    state = after(CREATED, *decide(after(CREATED), longer))
+    [revised] = decide(state, commands.ReviseProblem(problem_id=ID, description="More"))
     assert isinstance(revised, events.ProblemRevised)
     assert (revised.description, revised.plan.rounds, revised.data_format) == ("More", 9, "csv")
 

@@ -41,7 +41,7 @@ class Lifecycle(RuleBasedStateMachine):
     def give(self, command: Command, allowed: bool) -> None:
         """Decide on a command; whether it is accepted is known before."""
         try:
-            happened = decide(self.state, command, actor="setter", model=MODEL)
+            happened = decide(self.state, command, model=MODEL)
         except FedotaError as error:
             assert not allowed, error
         else:

@@ -1,0 +1,1 @@
+"""What operators do from a terminal: look at the log, and at what is derived from it; through the gateway alone."""
