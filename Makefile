@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test faults lint format bench clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -13,6 +13,9 @@ demo: .venv/.demo ## Three hospitals train one model together, on this machine, 
 
 test: .venv/.dev ## Run all tests, on real servers
 	@$(BIN)/pytest
+
+faults: .venv/.dev ## Make many faults on real servers (COUNT=20 of each kind; SEED=text for the same ones again)
+	@FEDOTA_FAULTS=$(or $(COUNT),20) FEDOTA_FAULTS_SEED=$(SEED) $(BIN)/pytest tests/faults --timeout 0
 
 lint: .venv/.dev ## Check style, types and import rules
 	$(BIN)/ruff check
@@ -24,8 +27,8 @@ format: .venv/.dev ## Put the code into its form
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: .venv/.dev ## Measure, each figure beside its anchor (JSON=path also writes them there)
-	@$(BIN)/python -m benchmarks $(if $(JSON),--json $(JSON))
+bench: .venv/.dev ## Measure, each figure beside its anchor (JSON=path writes them there too; LARGE=1: a log of five million events)
+	@$(BIN)/python -m benchmarks $(if $(LARGE),--large) $(if $(JSON),--json $(JSON))
 
 clean: ## Remove what these commands made
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info

@@ -1,111 +1,134 @@
 """How fast the log takes events, against PostgreSQL doing less."""
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, Final
-from uuid import uuid4
+import sys
+from asyncio.subprocess import PIPE, Process, create_subprocess_exec
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from statistics import median
+from typing import Final
 
 import asyncpg
+import msgspec
 
 from benchmarks.figures import Figure, Figures
-from benchmarks.world import Database, World, an_append, an_event, database
-from fedota.events import to_json, uuid7
-from fedota.kernel.database import Pool
+from benchmarks.world import Database, World, database, environment
+from benchmarks.writers import PLAIN_TABLE, Opening, Side, Slice, Written
 
 _WRITERS: Final = (1, 8, 32, 256)
-_SECONDS: Final = 2.0  # each measurement; the first quarter of it warms up
-_CONNECTIONS: Final = 32  # of the anchors, as one pool: more than this makes them slower on a few cores
+_PROCESSES: Final = 5  # as many as the product has that could append
+_CONNECTIONS: Final = 32  # of the anchors, in all: more than this makes them slower on a few cores
+_SECONDS: Final = 0.5  # a slice
+_SLICES: Final = 9  # of each side, in turns; a noisy machine hits all sides
 _UNIT: Final = "events/s"
-_PLAIN_TABLE: Final = """
-create schema plain;
-create table plain.events (
-    position bigserial primary key, id uuid not null unique, type text not null, schema int not null,
-    subject text not null, version int not null, time timestamptz not null default clock_timestamp(),
-    actor text not null, correlation uuid not null, causation uuid, traceparent text, data bytea not null,
-    hash bytea not null, unique (subject, version)
-);
-"""
-_INSERT: Final = (
-    "insert into plain.events (id, type, schema, subject, version, actor, correlation, data, hash)"
-    " values ($1, 'RoundUpdated', 1, $2, $3, 'benchmark', $4, $5, $6)"
-)
-Write = Callable[[], Awaitable[object]]
+_AGAINST: Final = "single-row inserts into the same table"
 
 
 async def measure(world: World) -> Figures:
     """`append.full.*` beside plain single-row inserts and an advisory lock for each append."""
     figures: Figures = {}
     for writers in _WRITERS:
-        full, plain = await _full(world, writers), await _anchor(world, writers, _plain_insert)
-        figures[f"append.full.{writers}"] = Figure(full, _UNIT, plain, "single-row inserts into the same table")
-        figures[f"append.plain_insert.{writers}"] = Figure(plain, _UNIT)
-        if writers == 32:
-            locked = await _anchor(world, writers, _locked_insert)
-            figures[f"append.advisory_lock.{writers}"] = Figure(locked, _UNIT, plain, "the same, without the lock")
+        figures |= await _figures(world, writers, 1)
+        if writers > 1:  # one writer cannot be spread
+            figures |= await _figures(world, writers, _PROCESSES)
     return figures
 
 
-async def _full(world: World, writers: int) -> float:
-    async with database(world) as made, made.log("rounds") as log:
-
-        def writer() -> Write:
-            problem_id = str(uuid4())
-            return lambda: log.append(an_append(problem_id))
-
-        return await _rate([writer() for _ in range(writers)])
-
-
-async def _anchor(world: World, writers: int, insert: Callable[[Pool, tuple[Any, ...]], Awaitable[object]]) -> float:
-    async with database(world) as made, await _plain_pool(made, min(writers, _CONNECTIONS)) as pool:
-
-        def writer() -> Write:
-            rows = _rows()
-            return lambda: insert(pool, next(rows))
-
-        return await _rate([writer() for _ in range(writers)])
+async def _figures(world: World, writers: int, processes: int) -> Figures:
+    name = f"{writers}" if processes == 1 else f"{writers}.over{processes}"
+    sides: list[Side] = ["full", "plain_insert", *(["advisory_lock"] if writers == 32 else [])]  # type: ignore[list-item]
+    async with database(world) as made, Writers.started(made, writers, processes, connections=_CONNECTIONS) as started:
+        rates = await _in_turns(started, sides)
+    plain = rates["plain_insert"]
+    figures = {
+        f"append.full.{name}": Figure(rates["full"], _UNIT, plain, _AGAINST),
+        f"append.plain_insert.{name}": Figure(plain, _UNIT),
+    }
+    if "advisory_lock" in rates:
+        figures[f"append.advisory_lock.{name}"] = Figure(
+            rates["advisory_lock"], _UNIT, plain, "the same, without the lock"
+        )
+    return figures
 
 
-async def _plain_pool(made: Database, size: int) -> Pool:
+async def _in_turns(writers: "Writers", sides: list[Side]) -> dict[Side, float]:
+    """Events in a second on each side: the median of slices that take turns; the first of each warms up."""
+    rates: dict[Side, list[float]] = {side: [] for side in sides}
+    for _ in range(1 + _SLICES):
+        for side in sides:
+            rates[side].append(rate(await writers.write(side, _SECONDS)))
+    return {side: median(found[1:]) for side, found in rates.items()}
+
+
+def rate(written: list[Written]) -> float:
+    """Events in a second, of all processes together."""
+    return sum(one.count / one.seconds for one in written)
+
+
+class Writers:
+    """Processes that write at the same time."""
+
+    def __init__(self, children: list[Process]) -> None:
+        self._children = children
+
+    @classmethod
+    @asynccontextmanager
+    async def started(
+        cls, made: Database, writers: int, processes: int, *, connections: int
+    ) -> AsyncIterator["Writers"]:
+        """So many writers, spread over so many processes, ready to write; without `connections` to the log only."""
+        if connections:
+            await _make_plain_table(made)
+        async with AsyncExitStack() as stack:
+            children = [await stack.enter_async_context(_child()) for _ in range(processes)]
+            started = cls(children)
+            shares = [len(range(number, writers, processes)) for number in range(processes)]
+            openings = [
+                Opening(
+                    log_url=made.url("rounds").reveal(),
+                    plain_url=made.admin_url,
+                    writers=share,
+                    connections=min(share, -(-connections // processes)),
+                )
+                for share in shares
+            ]
+            await asyncio.gather(*map(_asked, children, openings))
+            yield started
+
+    async def write(self, side: Side, seconds: float) -> list[Written]:
+        """Let all of them write, and hear from each what came of it."""
+        told = Slice(side=side, seconds=seconds)
+        answers = await asyncio.gather(*(_asked(child, told) for child in self._children))
+        return [msgspec.json.decode(answer, type=Written) for answer in answers]
+
+
+async def _make_plain_table(made: Database) -> None:
     connection = await asyncpg.connect(made.admin_url)
     try:
-        await connection.execute(_PLAIN_TABLE)
+        await connection.execute(PLAIN_TABLE)
     finally:
         await connection.close()
-    return asyncpg.create_pool(made.admin_url, min_size=size, max_size=size)
 
 
-def _rows() -> Iterator[tuple[Any, ...]]:
-    problem_id, version = str(uuid4()), 0
-    while True:
-        version += 1
-        data = to_json(an_event(problem_id, version))
-        yield uuid7(), f"rounds/{problem_id}", version, uuid7(), data, bytes(32)
+@asynccontextmanager
+async def _child() -> AsyncIterator[Process]:
+    """A process that ends when we close its input, or are no more."""
+    child = await create_subprocess_exec(
+        *(sys.executable, "-m", "benchmarks.writers"), stdin=PIPE, stdout=PIPE, env=environment()
+    )
+    try:
+        yield child
+    finally:
+        assert child.stdin is not None
+        child.stdin.close()
+        await child.wait()
 
 
-async def _plain_insert(pool: Pool, row: tuple[Any, ...]) -> object:
-    return await pool.execute(_INSERT, *row)
-
-
-async def _locked_insert(pool: Pool, row: tuple[Any, ...]) -> object:
-    """What makes the positions of a plain table come in order: one lock, held until the commit."""
-    async with pool.acquire() as connection, connection.transaction():
-        await connection.execute("select pg_advisory_xact_lock(1)")
-        return await connection.execute(_INSERT, *row)
-
-
-async def _rate(writers: list[Write]) -> float:
-    """Writes in a second of all writers together, each waiting for its own before the next."""
-    count, end = 0, 0.0
-
-    async def work(write: Write) -> None:
-        nonlocal count
-        while time.perf_counter() < end:
-            await write()
-            count += 1
-
-    for seconds in (_SECONDS / 4, _SECONDS):
-        count, begun = 0, time.perf_counter()
-        end = begun + seconds
-        await asyncio.gather(*map(work, writers))
-    return count / (time.perf_counter() - begun)
+async def _asked(child: Process, said: msgspec.Struct) -> bytes:
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write(msgspec.json.encode(said) + b"\n")
+    answer = await child.stdout.readline()
+    if not answer:
+        raise RuntimeError("A process that writes has ended; what it said is above.")
+    return answer

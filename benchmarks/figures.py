@@ -2,8 +2,10 @@
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from statistics import quantiles
 from typing import Final
 
 import msgspec
@@ -28,6 +30,11 @@ class Figure(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 Figures = dict[str, Figure]
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """The value that so many percent of these do not exceed."""
+    return quantiles(values, n=100)[percent - 1] if len(values) > 1 else values[0]
 
 
 def machine() -> dict[str, str | int]:

@@ -202,15 +202,15 @@ async def _infrastructure(world: World, problem: _Problem) -> AsyncIterator[list
         **common,
     )
     async with AsyncExitStack() as stack:
-        url = await stack.enter_async_context(
+        ready = await stack.enter_async_context(
             launched(problem.directory / "coordinator", "fedota.runtime.coordinator", msgspec.to_builtins(coordinator))
         )
         selectors = []
         for number in range(_SELECTORS):
             name = f"selector-{number}"
-            told = SelectorSettings(name=name, coordinator=url, token_key=problem.token_key, **common)
+            told = SelectorSettings(name=name, coordinator=ready.url, token_key=problem.token_key, **common)
             process = launched(problem.directory / name, "fedota.runtime.selector", msgspec.to_builtins(told))
-            selectors.append(await stack.enter_async_context(process))
+            selectors.append((await stack.enter_async_context(process)).url)
         yield selectors
 
 

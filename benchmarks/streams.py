@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from statistics import quantiles
 from typing import Any, Final
 from uuid import uuid4
@@ -12,18 +12,21 @@ import asyncpg
 import msgspec
 
 from benchmarks.figures import Figure, Figures
+from benchmarks.stories import tell
 from benchmarks.world import Database, World, an_append, an_event, database
 from fedota.contracts import subjects
 from fedota.events import to_json
 from fedota.kernel.event_log import EventLog
 from fedota.kernel.files import write_private
 from fedota.kernel.projection import Projector
-from fedota.kernel.relay import Relay
+from fedota.kernel.rebuilding import rebuild
+from fedota.kernel.relay import Relay, ensure_stream
 from fedota.kernel.service import Service
 from gateway.projection import PROJECTION
 
 _EVENTS: Final = 20_000
-_REBUILT: Final = 4_000
+_STORIES: Final = 80  # problems, of some 120 events each
+_INSERTED: Final = 4_000
 _PUBLISHED: Final = 1_000  # by the relay's anchor
 _RATES: Final = (100, 500)  # events/s
 _SECONDS: Final = 5.0  # at each rate
@@ -42,8 +45,9 @@ async def measure_relay(world: World) -> Figures:
                 await asyncio.sleep(0.01)
         rate = _EVENTS / (time.perf_counter() - begun)
         stream, body, begun = bus.client.jetstream(), to_json(an_event(str(uuid4()))), time.perf_counter()
+        subject = subjects.into(await ensure_stream(stream), subjects.event("RoundUpdated", "benchmark"))
         for _ in range(_PUBLISHED):
-            await stream.publish(subjects.event("RoundUpdated", "benchmark"), body)
+            await stream.publish(subject, body)
         one_by_one = _PUBLISHED / (time.perf_counter() - begun)
     return {"relay.events_per_s": Figure(rate, _UNIT, one_by_one, "publishes awaited one by one")}
 
@@ -52,8 +56,8 @@ async def measure_replay(world: World) -> Figures:
     """`replay.events_per_s` beside the same rows without decoding, `rebuild.*` beside as many plain inserts."""
     async with database(world) as made, made.log("gateway") as log:
         await _fill(made, _EVENTS)
-        raw = await _paged(lambda after: log.records(after), _EVENTS)
-        decoded = await _paged(lambda after: log.read(after), _EVENTS)
+        await _rate(_raw(log))  # what comes first finds the pages on the disk
+        raw, decoded = await _rate(_raw(log)), await _rate(log.replay())
     rebuilt, inserted = await _rebuild(world)
     return {
         "replay.events_per_s": Figure(decoded, _UNIT, raw, "rows read without decoding"),
@@ -78,11 +82,19 @@ async def _fill(made: Database, count: int) -> None:
         await asyncio.gather(*(log.append(an_append(str(uuid4()), 50)) for _ in range(count // 50)))
 
 
-async def _paged(read: Callable[[int], Awaitable[list[Any]]], count: int) -> float:
-    after, begun = 0, time.perf_counter()
-    while page := await read(after):
-        after += len(page)
-    assert after == count
+async def _raw(log: EventLog) -> AsyncGenerator[list[asyncpg.Record], None]:
+    after = 0
+    while page := await log.records(after):
+        yield page
+        after = page[-1]["position"]
+
+
+async def _rate(pages: AsyncGenerator[list[Any], None]) -> float:
+    count, begun = 0, time.perf_counter()
+    async with aclosing(pages):
+        async for page in pages:
+            count += len(page)
+    assert count == _EVENTS
     return count / (time.perf_counter() - begun)
 
 
@@ -95,18 +107,18 @@ async def _rebuild(world: World) -> tuple[float, float]:
         EventLog.open(pool) as log,
         Projector.open(Service("gateway"), PROJECTION, pool, log, bus) as projector,
     ):
-        await _fill(made, _REBUILT)
-        await projector.wait_for(_REBUILT, timeout=_PATIENCE)
+        events = await tell(made, _STORIES)
+        await projector.wait_for(events, timeout=_PATIENCE)
         begun = time.perf_counter()
-        await projector.rebuild()
-        rebuilt = _REBUILT / (time.perf_counter() - begun)
+        await rebuild(PROJECTION, pool, log)
+        rebuilt = events / (time.perf_counter() - begun)
         body = to_json(an_event(str(uuid4()))).decode()
         async with pool.acquire() as connection, connection.transaction():
             await connection.execute("create table plain (a text, b int, body json not null, primary key (a, b))")
             begun = time.perf_counter()
-            for number in range(2 * _REBUILT):
+            for number in range(2 * _INSERTED):
                 await connection.execute("insert into plain values ($1, $2, $3)", "a", number, body)
-            inserted = _REBUILT / (time.perf_counter() - begun)
+            inserted = _INSERTED / (time.perf_counter() - begun)
     return rebuilt, inserted
 
 

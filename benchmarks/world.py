@@ -4,7 +4,7 @@ import os
 import secrets
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
@@ -12,6 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import msgspec
 import nats
+from nats.aio.client import Client
 from nats.js.errors import NotFoundError
 
 from fedota.contracts import subjects
@@ -73,8 +74,8 @@ class Database(NamedTuple):
             yield bus
 
     @asynccontextmanager
-    async def process(self, name: str, module: str, more: Mapping[str, Any] | None = None) -> AsyncIterator[str]:
-        """A process of the platform, ready; gives its URL."""
+    async def process(self, name: str, module: str, more: Mapping[str, Any] | None = None) -> AsyncIterator[Ready]:
+        """A process of the platform, ready."""
         nats_access = self.world.servers.nats
         told = {
             "database_url": self.url(name).reveal(),
@@ -82,8 +83,8 @@ class Database(NamedTuple):
             "nats_credentials": str(nats_access.keys[name]),
             **(more or {}),
         }
-        async with launched(self.world.directory / f"{name}-{secrets.token_hex(4)}", module, told) as url:
-            yield url
+        async with launched(self.world.directory / f"{name}-{secrets.token_hex(4)}", module, told) as ready:
+            yield ready
 
 
 @asynccontextmanager
@@ -103,15 +104,23 @@ async def database(world: World) -> AsyncIterator[Database]:
         await connection.execute(f"create database {name} template template0")
         url = urlunsplit(urlsplit(admin_url)._replace(path=f"/{name}"))
         await migrate(url, dict.fromkeys(PROCESSES, _PASSWORD), share_roles=True)
-        await _forget_stream(world)
+        await forget_stream(world)
         yield Database(world, url)
         await connection.execute(f"drop database {name} with (force)")
     finally:
         await connection.close()
 
 
-async def _forget_stream(world: World) -> None:
+async def forget_stream(world: World) -> None:
     """What the stream holds is another log's."""
+    async with anything(world) as client:
+        with suppress(NotFoundError):
+            await client.jetstream().delete_stream(subjects.STREAM)
+
+
+@asynccontextmanager
+async def anything(world: World) -> AsyncIterator[Client]:
+    """NATS, as somebody to whom nothing is denied."""
     operator = world.servers.nats.operator
     assert operator is not None
     credentials = world.directory / "anything.creds"
@@ -119,9 +128,7 @@ async def _forget_stream(world: World) -> None:
     write_private(credentials, platform_keys(operator.parent).credentials("benchmark", everything).encode())
     client = await nats.connect(world.servers.nats.url, user_credentials=str(credentials))
     try:
-        await client.jetstream().delete_stream(subjects.STREAM)
-    except NotFoundError:
-        pass
+        yield client
     finally:
         await client.close()
 
@@ -132,8 +139,8 @@ def environment() -> dict[str, str]:
 
 
 @asynccontextmanager
-async def launched(directory: Path, module: str, settings: Mapping[str, Any]) -> AsyncIterator[str]:
-    """`python -m module`, told these settings by file, ready; gives its URL. It never outlives this process."""
+async def launched(directory: Path, module: str, settings: Mapping[str, Any]) -> AsyncIterator[Ready]:
+    """`python -m module`, told these settings by file, ready. It never outlives this process."""
     directory.mkdir(mode=0o700)
     file = directory / "settings.json"
     write_private(file, msgspec.json.encode({**settings, "directory": str(directory)}))
@@ -143,7 +150,7 @@ async def launched(directory: Path, module: str, settings: Mapping[str, Any]) ->
 
     env = {**environment(), "FEDOTA_SETTINGS": str(file)}
     async with kept_alive(Program(module, [sys.executable, "-m", module], directory, ready, env=env)):
-        yield msgspec.json.decode((directory / READY).read_bytes(), type=Ready).url
+        yield msgspec.json.decode((directory / READY).read_bytes(), type=Ready)
 
 
 def an_event(problem_id: str, report: int = 1) -> RoundUpdated:
