@@ -1,0 +1,95 @@
+"""PostgreSQL is killed whole, its connections are cut one by one, while clients append and command."""
+
+import asyncio
+import random
+from pathlib import Path
+from typing import Final
+
+import asyncpg
+import pytest
+
+from fedota.errors import FedotaError
+from tests.contract.test_append_only import APPEND, arguments
+from tests.faults.checker import check
+from tests.faults.load import Load, a_report, an_append
+from tests.faults.stand import USUAL, Stand
+from tests.support.services import new_id
+
+_CUT: Final = 10  # connections for one fault
+_CUT_ONE: Final = """
+select application_name, pg_terminate_backend(pid) from pg_stat_activity
+where application_name like 'fedota-%' and pid <> pg_backend_pid() order by pid offset $1 % (
+    select greatest(count(*), 1) from pg_stat_activity where application_name like 'fedota-%'
+) limit 1
+"""
+
+
+async def test_what_was_accepted_survives_a_kill_of_postgresql(
+    tmp_path: Path, chance: random.Random, faults: int
+) -> None:
+    """Postmaster and children with -9, all at once, in the middle of their work."""
+    async with Stand.up(tmp_path) as stand:
+        async with Load.on(stand, chance) as load:
+            for _ in range(faults):
+                await load.goes_on()
+                await asyncio.sleep(chance.uniform(0, 0.5))
+                await stand.postgres.kill()
+                await asyncio.sleep(chance.choice((0, 0, 3)))
+                await stand.postgres.start()
+            await load.goes_on()
+        await stand.is_well(*USUAL)
+        found = await check(stand, load.ledger, chance)
+        assert min(found) >= faults
+
+
+async def test_connections_that_are_cut_at_random_cost_nothing(
+    tmp_path: Path, chance: random.Random, faults: int
+) -> None:
+    """Among them those that wait for a NOTIFY and those that hold a projection's lease; then the relay's at once."""
+    cut: set[str] = set()
+    async with Stand.up(tmp_path) as stand:
+        async with Load.on(stand, chance) as load:
+            for _ in range(faults * _CUT):
+                await asyncio.sleep(chance.uniform(0, 0.2))
+                async with stand.superuser() as connection:
+                    for row in await connection.fetch(_CUT_ONE, chance.randrange(1000)):
+                        cut.add(row["application_name"])
+            async with stand.superuser() as connection:
+                assert await _cut(connection, "fedota-relay")
+            await load.goes_on()
+        assert {"fedota-relay", "fedota-problems", "fedota-gateway"} <= cut
+        await stand.is_well(*USUAL)
+        await check(stand, load.ledger, chance)
+
+
+async def _cut(connection: "asyncpg.Connection[asyncpg.Record]", application: str) -> int:
+    found: int = await connection.fetchval(
+        "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = $1", application
+    )
+    return found
+
+
+async def test_who_sits_on_the_log_does_not_stop_the_others_for_good(tmp_path: Path, chance: random.Random) -> None:
+    """A transaction that appended and never ends: others are told `unavailable` soon, and go on once it is gone."""
+    async with Stand.up(tmp_path) as stand:
+        async with Load.on(stand, chance) as load, stand.as_role("storage") as sitting:
+            await load.goes_on()
+            transaction = sitting.transaction()
+            await transaction.start()
+            problem_id = new_id()
+            call = arguments("FilesDeleted", f"storage/{problem_id}")
+            assert await sitting.fetchval(APPEND, *call) == "accepted"
+            begun = asyncio.get_running_loop().time()
+            with pytest.raises(FedotaError, match="unavailable"):
+                async with stand.log("rounds") as log:
+                    await log.append(an_append([a_report(new_id(), 1)]))
+            assert asyncio.get_running_loop().time() - begun < 20
+            await sitting.close()  # as when its process is killed
+            await load.goes_on()
+        await stand.is_well(*USUAL)
+        await check(stand, load.ledger, chance)
+        async with stand.superuser() as connection:
+            left = await connection.fetchval(
+                "select count(*) from fedota.events where subject = $1", f"storage/{problem_id}"
+            )
+            assert left == 0, "what was never committed is not there"
