@@ -108,12 +108,14 @@ class _Pending:
 
     def take(self, change: Change) -> None:
         """One more change, after all before it."""
-        if isinstance(change, Add):
+        if isinstance(change, (Put, Set)):
+            self._change(change)
+        elif isinstance(change, Add):
             self._added.append(change.row)
-            return
-        if isinstance(change, Drop):
+        else:
             self._drop(change.key)
-            return
+
+    def _change(self, change: Put | Set) -> None:
         key = self._table.key_of(change.key)
         if put := self._puts.get(key):  # then the row is there, whether it was before or not
             self._puts[key] = ({**put[0], **change.values}, put[1])
