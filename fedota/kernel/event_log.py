@@ -262,8 +262,9 @@ class EventLog:
         wanted, end = Wanted(subjects, types), await self.head() if until is None else until
         fetching = asyncio.create_task(self._scan(wanted, after, end, _HANDFUL, columns=TYPED))
         try:
-            while rows := (await fetching).records:
-                more = self._scan(wanted, rows[-1]["position"], end, _affordable(rows), columns=TYPED)
+            while (found := await fetching).records:
+                rows = found.records
+                more = self._scan(wanted, found.reached, end, _affordable(rows), columns=TYPED)
                 fetching = asyncio.create_task(more)
                 for begin in range(0, len(rows), page):
                     await asyncio.sleep(0)  # take in what has come

@@ -89,8 +89,9 @@ class Relay:
             await asyncio.sleep(_IDLE)
 
     async def _relay(self, wake: asyncio.Event) -> None:
-        self._inlet = await ensure_stream(self._stream)
         while True:
+            # each time: the stream may have been deleted, and made again by another relay with another inlet
+            self._inlet = await ensure_stream(self._stream)
             self.position = begun = await self._verified_position()
             self.diverged = None
             try:
@@ -111,7 +112,11 @@ class Relay:
                 wake.clear()
                 await window.room()
                 if messages := [Message.of(record) for record in await self._read(tail)]:
-                    await window.add(self._publish(messages, tail.position - len(messages)))
+                    expected = tail.position - len(messages)
+                    for part in _parts(messages):
+                        await window.room()
+                        await window.add(self._publish(part, expected))
+                        expected += len(part)
                     continue
                 with suppress(TimeoutError):
                     await asyncio.wait_for(wake.wait(), _IDLE)
@@ -151,10 +156,8 @@ class Relay:
 
     async def _publish(self, messages: list[Message], expected: int) -> None:
         publish = publish_few if len(messages) <= _FEW else publish_batch
-        for part in _parts(messages):
-            await publish(self._bus, self._inlet, part, expected)
-            expected += len(part)
-            self.position = expected
+        await publish(self._bus, self._inlet, messages, expected)
+        self.position = expected + len(messages)
 
 
 class _Window:

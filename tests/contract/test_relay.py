@@ -17,6 +17,7 @@ import nats.errors
 import pytest
 from nats.aio.client import Client
 from nats.js.api import StreamConfig
+from structlog.testing import capture_logs
 
 from fedota.contracts import subjects
 from fedota.errors import FedotaError
@@ -27,7 +28,7 @@ from fedota.kernel.nats_accounts import PERMISSIONS
 from fedota.kernel.relay import Message, Relay, ensure_stream, publish_few
 from fedota.kernel.service import Service
 from tests.contract.ground import Ground, OwnNats, created, kill, readiness, requested
-from tests.support.services import new_id, until
+from tests.support.services import forget_stream, new_id, until
 
 RELAY = "fedota.kernel.relay"
 CONTEXT = Context(actor="test", correlation=uuid7())
@@ -72,12 +73,16 @@ async def test_sequence_is_position(ground: Ground) -> None:
 
 
 async def test_events_of_any_size_fit(ground: Ground) -> None:
-    """A batch is bounded in bytes too."""
-    for _ in range(12):
-        problem_id, big = new_id(), "x" * 900_000
-        await ground.record(created(problem_id, name=big))
-    async with relaying(ground):
-        await agree(ground, 12)
+    """A batch is bounded in bytes too, and none is refused because another one was sent before its turn."""
+    for size, count in ((5_000, 100), (5_000, 2_000), (900_000, 12)):
+        problem_id = new_id()
+        events = [NewEvent(data=created(problem_id, name="x" * size)) for _ in range(count)]
+        append = Append(subject=f"problems/{problem_id}", events=events, context=CONTEXT)
+        await ground.logs["problems"].append(append)
+    with capture_logs() as said:
+        async with relaying(ground):
+            await agree(ground, 2_112)
+    assert [entry for entry in said if entry["event"] == "not confirmed"] == []
 
 
 async def test_an_append_is_relayed_at_once(ground: Ground, tmp_path: Path) -> None:
@@ -272,6 +277,19 @@ async def test_a_wiped_stream_is_built_again(ground: Ground) -> None:
             await client.jetstream().delete_stream(subjects.STREAM)
             await agree(ground, count)
         assert (await ground.stream())[:30] == first
+
+
+async def test_a_stream_that_another_relay_made_again(ground: Ground) -> None:
+    """It takes events elsewhere than the one before: a relay that goes on must not publish where nobody listens."""
+    async with relaying(ground) as relay:
+        await append(ground.logs["problems"], 1)
+        await ground.reaches(1)
+        await forget_stream(ground.servers.nats_url, ground.servers.nats_keys["anything"])
+        async with ground.bus("relay") as bus:
+            await ensure_stream(bus.client.jetstream())
+        await append(ground.logs["problems"], 20)
+        await agree(ground, 21)
+        assert relay.diverged is None
 
 
 async def test_a_stream_cannot_be_thinned_out(ground: Ground) -> None:
