@@ -41,8 +41,10 @@ class Log:  # the chain, event by event, and the hash at each position
 
     def add(self, event: dict[str, Any]) -> None:
         position, subject = self.position + 1, event["subject"]
-        if event["position"] != position:
-            fail("deleted" if event["position"] > position else "inserted", f"position {position} is not there")
+        if event["position"] > position:
+            fail("deleted", f"position {position} is not there")
+        if event["position"] < position:
+            fail("inserted", f"position {event['position']} is there twice, or before the first one")
         head = "".join(f"{'' if event[name] is None else event[name]}\n" for name in FIELDS)
         self.hash = hashlib.sha256(self.hash + head.encode() + content(event, "data")).digest()
         if head.count("\n") != len(FIELDS) or self.hash.hex() != event["hash"]:
@@ -113,5 +115,7 @@ if __name__ == "__main__":
     options = parser.parse_args()
     try:
         verify(options.file, options.public_key)
+    except OSError as error:
+        sys.exit(f"Nothing was verified: {error.filename or options.file} cannot be read ({error.strerror}).")
     except (ValueError, LookupError, TypeError, StopIteration) as error:
         fail("format", f"the file or the public key is damaged: {error!r}")

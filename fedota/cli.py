@@ -80,7 +80,7 @@ def status(data_dir: Path) -> None:
 def migrate(data_dir: Path, check: bool, roles: Path | None) -> None:
     """Bring the database to the newest shape (`fedota up` does so by itself).
 
-    It is that of --data-dir, or the one that FEDOTA_DATABASE_URL names.
+    It is that of --data-dir where you give it, else the one that FEDOTA_DATABASE_URL names, else your own.
     """
     from fedota.local.migrate_command import nothing_pending, run_migrate
 

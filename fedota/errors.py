@@ -35,6 +35,8 @@ CATALOGUE: Final[dict[str, Kind]] = {
     "files_missing": Kind(409, "The problem's files are not complete"),
     "participation_state": Kind(409, "The participation is not in a state that allows this"),
     "participation_not_found": Kind(404, "The organization does not take part in this problem"),
+    # people
+    "person_named": Kind(409, "A token still names this person"),
     # storage
     "file_rejected": Kind(422, "A file is not what was announced"),
     "key_forbidden": Kind(403, "The key is outside the problem's own prefix"),

@@ -1,12 +1,15 @@
 """What the commands of `fedota` share: where a platform is, and errors in words."""
 
+import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 import platformdirs
+from click.core import ParameterSource
 
 # What the platform needs is imported where it is used: an organization's client comes without the embedded servers,
 # and should start at once.
@@ -26,6 +29,26 @@ data_dir_option = click.option(
     show_default="a directory of yours",
     help="Where the platform keeps everything.",
 )
+
+
+def database_elsewhere() -> str | None:
+    """The database that FEDOTA_DATABASE_URL names; None where --data-dir is on the command line: that is nearer."""
+    context = click.get_current_context(silent=True)
+    if context and context.get_parameter_source("data_dir") is ParameterSource.COMMANDLINE:
+        return None
+    url = os.environ.get("FEDOTA_DATABASE_URL")
+    if url:
+        _require_address(url)
+    return url or None
+
+
+def _require_address(url: str) -> None:
+    """Raise in words for what asyncpg would raise `OverflowError` and the like; it may name several servers."""
+    try:
+        for place in urlsplit(url).netloc.rpartition("@")[2].split(","):
+            _ = urlsplit(f"//{place}").port
+    except ValueError as error:
+        raise click.ClickException(f"FEDOTA_DATABASE_URL is not a valid address: {error}.") from None
 
 
 def in_words(command: Callable[..., None]) -> Callable[..., None]:

@@ -1,6 +1,7 @@
 """The scaffold of every Fedota process: health, metrics, logs, `ready.json`, a graceful stop."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -130,9 +131,12 @@ def run(
     port: int,
     directory: Path | None,
     follow_parent: bool = False,
+    mistakes: tuple[type[Exception], ...] = (),
     **server: Any,
 ) -> None:
     """Serve until SIGTERM or SIGINT; exits with 1 when it cannot. `server` goes to `serving`.
+
+    The words of `mistakes` say what to do, to whoever runs it: where in the program they were noticed is not logged.
 
     Once it answers, `ready.json` is in `directory`. With `follow_parent` it also ends when standard input does: a
     launcher that was killed with -9 leaves nobody behind.
@@ -142,7 +146,8 @@ def run(
     except asyncio.CancelledError:
         _log.info("stopped before it was ready")
     except Exception as error:
-        _log.critical("could not run", error=str(error) or type(error).__name__, exc_info=error)
+        trace = None if isinstance(error, mistakes) else error
+        _log.critical("could not run", error=str(error) or type(error).__name__, exc_info=trace)
         sys.exit(1)
 
 
@@ -168,6 +173,8 @@ async def _serve(
     app = create_app()
     async with serving(app, host, port, **server) as url:
         starting = None
+        gc.collect()
+        gc.freeze()  # what is here now stays: each look through all of it would stop everything for 50 ms
         _announce(directory, url)
         _log.info("ready", url=url)
         await _first(stop, app[SERVICE].broken)

@@ -15,10 +15,10 @@ from fedota.kernel.event_log import EventLog
 from fedota.kernel.projection import Projector
 from fedota.kernel.service import Service, attach
 from gateway import pages
-from gateway.auth import read_tokens
+from gateway.auth import TokensFile
 from gateway.guard import guard
 from gateway.health import reasons_stay_here
-from gateway.parts import HEARTBEAT, PARTS, Parts
+from gateway.parts import HEARTBEAT, PARTS, TOKENS, Parts
 from gateway.people import PEOPLE, People, PeopleKeys, named, read_key_file
 from gateway.projection import PROJECTION
 from gateway.reads import Reads
@@ -39,12 +39,14 @@ _SECURITY_HEADERS: Final = {
 
 def create_app(settings: Settings) -> web.Application:
     """The gateway, ready to be served."""
-    tokens, sessions = read_tokens(settings.tokens_file), Sessions(settings.https)
-    people_keys = read_key_file(settings.people_key_file, needed=tokens.names_people)
+    tokens = TokensFile(settings.tokens_file, may_name_people=settings.people_key_file is not None)
+    sessions = Sessions(settings.https, tokens.find)
+    people_keys = read_key_file(settings.people_key_file, needed=bool(tokens.current.people))
     middlewares = [pages.error_pages, problems, guard(tokens, sessions, ACTIONS_OF), reasons_stay_here, named]
     app = web.Application(middlewares=middlewares, client_max_size=BODY_LIMIT)
     app[HEARTBEAT] = settings.heartbeat
-    app[pages.ENTRANCE] = pages.Entrance(tokens, sessions)
+    app[TOKENS] = tokens
+    app[pages.ENTRANCE] = pages.Entrance(tokens.find, sessions)
     app[pages.TEMPLATES] = pages.load_templates(uploads=bool(settings.s3_public_url))
     for route in (*API, *PAGES):
         for method in route.methods:

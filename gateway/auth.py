@@ -4,16 +4,19 @@ import hashlib
 import hmac
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import msgspec
+import structlog
 
 from fedota.contracts.commands import Digest, Organization
 from fedota.errors import FedotaError
 from fedota.kernel.settings import SettingsError
 
 Role = Literal["setter", "organization", "operator"]
+_log = structlog.get_logger(__name__)
 _EVERYBODY: Final[frozenset[Role]] = frozenset({"setter", "organization", "operator"})
 _SETTERS: Final[frozenset[Role]] = frozenset({"setter", "operator"})
 # visible at both ends and without control characters, which no two screens show alike
@@ -120,17 +123,69 @@ class Tokens:
         self._tokens = tuple(tokens)
 
     def identify(self, token: str) -> Identity | None:
-        """Whose token this is. All digests are compared, each in constant time: the time taken says nothing."""
-        digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+        """Whose token this is."""
+        return self.find(digest_of(token))
+
+    def find(self, digest: str) -> Identity | None:
+        """Whose token has this digest. All are compared, each in constant time: the time taken says nothing."""
         matches = [known for known in self._tokens if hmac.compare_digest(known.sha256, digest)]
         if not matches:
             return None
         return Identity(role=matches[0].role, organization=matches[0].organization, person=matches[0].person)
 
     @property
-    def names_people(self) -> bool:
-        """Whether any token names the person that holds it."""
-        return any(token.person is not None for token in self._tokens)
+    def people(self) -> frozenset[str]:
+        """The names of those who hold a token that says so."""
+        return frozenset(token.person for token in self._tokens if token.person is not None)
+
+
+def digest_of(token: str) -> str:
+    """What a token is known by."""
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+class TokensFile:
+    """The tokens in a file, read again when the file changes: who is taken out of it is out with the next request.
+
+    A file that cannot be read, or is wrong, or names people without `may_name_people`, changes nothing: the log says
+    why. Raises `SettingsError` when that is so at first.
+    """
+
+    def __init__(self, path: Path, *, may_name_people: bool) -> None:
+        self._path = path
+        self._may_name_people = may_name_people
+        self._seen = self._look()  # before it is read: what is written meanwhile is seen to be another state
+        self._tokens = read_tokens(path)
+
+    @property
+    def current(self) -> Tokens:
+        """The tokens now."""
+        if (seen := self._look()) != self._seen:
+            self._seen = seen
+            self._read_again()
+        return self._tokens
+
+    def find(self, digest: str) -> Identity | None:
+        """Who has a token of this digest now."""
+        return self.current.find(digest)
+
+    def _read_again(self) -> None:
+        try:
+            tokens = read_tokens(self._path)
+            if tokens.people and not self._may_name_people:
+                raise SettingsError("A token names a person, but people_key_file is not set: docs/api.md says more.")
+        except SettingsError as error:
+            _log.error("the tokens file is wrong, and the tokens from before still count", error=str(error))
+            return
+        self._tokens = tokens
+        _log.info("the tokens file was read again")
+
+    def _look(self) -> tuple[int, ...]:
+        """What is another when the file is: its time of change too, which `chmod` sets."""
+        with suppress(OSError):
+            state = self._path.stat()
+            return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+        return ()
 
 
 def read_tokens(path: Path) -> Tokens:

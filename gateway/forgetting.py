@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from gateway.parts import actor_of, answer
+from gateway.parts import TOKENS, actor_of, answer
 from gateway.people import PEOPLE
 
 
@@ -12,6 +12,6 @@ async def list_people(request: web.Request) -> web.Response:
 
 
 async def forget_person(request: web.Request) -> web.Response:
-    """Forget one, by name or id; says what remains."""
-    by = await actor_of(request)
-    return answer(await request.app[PEOPLE].forget(request.match_info["person"], by=by))
+    """Forget one, by name or id; says what remains. Not while a token names that person, who would act anew with it."""
+    by, named = await actor_of(request), request.app[TOKENS].current.people
+    return answer(await request.app[PEOPLE].forget(request.match_info["person"], by=by, named=named))

@@ -8,7 +8,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from fedota.errors import FedotaError
-from gateway.auth import Identity, Tokens
+from gateway.auth import Identity, TokensFile, digest_of
 from gateway.parts import IDENTITY, STILL_IN
 from gateway.sessions import Sessions, require_same_origin
 from gateway.web_errors import Handler
@@ -17,7 +17,7 @@ from gateway.web_errors import Handler
 OPEN: Final = frozenset({"/livez", "/readyz", "/sign-in", "/static"})
 
 
-def guard(tokens: Tokens, sessions: Sessions, actions: Mapping[tuple[str, str], str]) -> Middleware:
+def guard(tokens: TokensFile, sessions: Sessions, actions: Mapping[tuple[str, str], str]) -> Middleware:
     """A middleware that refuses every request but those to `OPEN` routes and those that the table allows."""
 
     @web.middleware
@@ -44,12 +44,13 @@ def _route_of(request: web.Request) -> tuple[str, str]:
     return request.method, resource.canonical if resource else ""
 
 
-def _identify(request: web.Request, tokens: Tokens, sessions: Sessions) -> Identity | None:
+def _identify(request: web.Request, tokens: TokensFile, sessions: Sessions) -> Identity | None:
     """The bearer token decides where there is one; a session counts only for requests from our own pages."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme:
-        request[STILL_IN] = lambda: True
-        return tokens.identify(token.strip()) if scheme.lower() == "bearer" else None
+        digest = digest_of(token.strip())
+        request[STILL_IN] = lambda: tokens.find(digest) is not None
+        return tokens.find(digest) if scheme.lower() == "bearer" else None
     request[STILL_IN] = lambda: sessions.find(request) is not None
     if identity := sessions.find(request):
         require_same_origin(request)

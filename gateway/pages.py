@@ -1,7 +1,7 @@
 """The web pages: rendered here, kept up to date by the module in `static/live.js`."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -11,7 +11,7 @@ from aiohttp import web
 
 from fedota.errors import FedotaError
 from fedota.events import CATALOGUE
-from gateway.auth import Identity, Tokens
+from gateway.auth import Identity, digest_of
 from gateway.parts import IDENTITY, PARTS, problem_id_of, reads_of
 from gateway.queries import for_eyes_of
 from gateway.reading import at_of, fresh, questions_of, reading
@@ -39,9 +39,9 @@ class Past(NamedTuple):
 
 
 class Entrance(NamedTuple):
-    """What signing in needs."""
+    """What signing in needs: whose token has a digest, and who is signed in."""
 
-    tokens: Tokens
+    whose: Callable[[str], Identity | None]
     sessions: Sessions
 
 
@@ -128,13 +128,13 @@ async def sign_in(request: web.Request) -> web.Response:
     """Trade a token for a session."""
     form = await _form(request)
     wanted = str(form.get("next", "/"))
-    tokens, sessions = request.app[ENTRANCE]
-    identity = tokens.identify(str(form.get("token", "")).strip())
-    if identity is None:
+    whose, sessions = request.app[ENTRANCE]
+    digest = digest_of(str(form.get("token", "")).strip())
+    if whose(digest) is None:
         refusal = "This token is not known here. Paste it whole, or ask the operator for a new one."
         return _sign_in_page(request, wanted=wanted, refusal=refusal, status=401)
     response = _see(wanted if _PLACE.fullmatch(wanted) else "/")
-    sessions.start(request, response, identity)
+    sessions.start(request, response, digest)
     return response
 
 

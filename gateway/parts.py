@@ -12,7 +12,7 @@ from fedota.contracts.commands import Command, FileName, Organization, Reply
 from fedota.errors import FedotaError
 from fedota.events import to_json, uuid7
 from fedota.kernel.bus import Bus
-from gateway.auth import Identity
+from gateway.auth import Identity, TokensFile
 from gateway.people import PEOPLE
 from gateway.reads import Reads, is_problem_id
 from gateway.stream import Feed
@@ -33,6 +33,7 @@ class Parts(NamedTuple):
 
 PARTS: Final = web.AppKey("parts", Parts)
 HEARTBEAT: Final = web.AppKey("heartbeat", float)
+TOKENS: Final = web.AppKey("tokens", TokensFile)
 IDENTITY: Final = web.RequestKey("identity", Identity)
 _ACTOR: Final = web.RequestKey("actor", str)
 STILL_IN: Final = web.RequestKey[Callable[[], bool]]("still_in")
@@ -84,8 +85,13 @@ def key_of(request: web.Request) -> str | None:
 
 
 async def actor_of(request: web.Request) -> str:
-    """How everybody but the gateway knows who asks: a person by its sealed name, the same text each time."""
+    """How everybody but the gateway knows who asks: a person by its sealed name, the same text each time.
+
+    Raises `unauthenticated` when the token has been taken out of the tokens file since: its person may be forgotten.
+    """
     if _ACTOR not in request:
+        if not request[STILL_IN]():
+            raise FedotaError("unauthenticated", "Your token is not known here any more. Ask the operator for one.")
         identity = request[IDENTITY]
         request[_ACTOR] = await request.app[PEOPLE].actor(identity.standing, identity.person)
     return request[_ACTOR]

@@ -15,7 +15,7 @@ import hmac
 import re
 import secrets
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from html import escape
 from pathlib import Path
@@ -48,7 +48,7 @@ _IN_HTML: Final = re.compile(rb"(?P<field>\b)" + _ACTOR.encode(), re.ASCII)
 _PERSON: Final = re.compile("[0-9a-f]{32}")
 _BLOCK: Final = 32  # bytes: a sealed name tells its length no closer than that
 _FIND: Final = """
-select person, key, array(select actor from people.actors a where a.person = k.person) as actors
+select person, digest, key, array(select actor from people.actors a where a.person = k.person) as actors
 from people.keys k where digest = $1 or person = $2
 """
 _PROOF: Final = "select proof from people.key_file"
@@ -218,13 +218,15 @@ class People:
             Person(id=row["person"], name=_opened(row["person"], row["sealed"], self._unwrapped(row))) for row in rows
         ]
 
-    async def forget(self, who: str, *, by: str) -> Forgotten:
+    async def forget(self, who: str, *, by: str, named: Collection[str]) -> Forgotten:
         """Delete a person's key, by name or id: from now on nobody can open the name. Twice is as good as once.
 
-        `by` is the actor who asked for it.
+        `by` is the actor who asked for it. `named` are the names of those who hold a token: raises `person_named` for
+        one of them.
         """
         with _database_needed():
             row = await self._find(who)
+            self._require_not_named(who, row, named)
             person = row and await self._pool.fetchval(
                 "delete from people.keys where person = $1 returning person", row["person"]
             )
@@ -236,9 +238,20 @@ class People:
         return Forgotten(
             forgotten=True,
             remains=f"Events keep the id {person} and a sealed name that nobody can open any more. Backups of the "
-            "database from before now still hold its key: after restoring one, forget this person again. A token that "
-            "names this person begins a new id when it is used next: take it out of the tokens file.",
+            "database from before now still hold its key: after restoring one, forget this person again. Whoever acts "
+            "with a token for this name later begins a new id.",
         )
+
+    def _require_not_named(self, who: str, row: asyncpg.Record | None, named: Collection[str]) -> None:
+        if self._keys is None:
+            return
+        wanted = {self._keys.digest(who), row and row["digest"]}
+        if any(self._keys.digest(name) in wanted for name in named):
+            raise FedotaError(
+                "person_named",
+                "A token in the tokens file still names this person, who would be known again as soon as it is used. "
+                "Take that entry out of the file, then forget the person: the gateway need not start again.",
+            )
 
     def _require_keys(self) -> PeopleKeys:
         if self._keys is None:

@@ -17,20 +17,26 @@ _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Sessions:
-    """Who is signed in. Lost when the gateway starts again: then everybody signs in again."""
+    """Who is signed in. Lost when the gateway starts again: then everybody signs in again.
 
-    def __init__(self, https: bool, clock: Callable[[], float] = time.monotonic) -> None:
+    A session stands for the token that it was begun with, by its digest, and ends with it: `whose` says whose it is.
+    """
+
+    def __init__(
+        self, https: bool, whose: Callable[[str], Identity | None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._https = https
+        self._whose = whose
         self._clock = clock
-        self._sessions: dict[str, tuple[Identity, float]] = {}
+        self._sessions: dict[str, tuple[str, float]] = {}
         # a browser takes a __Host- cookie only from this very host, and only over HTTPS
         self._cookie = "__Host-fedota" if https else "fedota"
 
-    def start(self, request: web.Request, response: web.Response, identity: Identity) -> None:
+    def start(self, request: web.Request, response: web.Response, digest: str) -> None:
         """Sign a browser in under a new id, whatever id it had before."""
         self.end(request, response)
         session = secrets.token_urlsafe(32)
-        self._sessions[session] = (identity, self._clock() + LIFETIME)
+        self._sessions[session] = (digest, self._clock() + LIFETIME)
         while len(self._sessions) > _MOST:
             del self._sessions[next(iter(self._sessions))]
         response.set_cookie(
@@ -51,10 +57,10 @@ class Sessions:
     def find(self, request: web.Request) -> Identity | None:
         """Who is signed in with the browser that sends this."""
         session = request.cookies.get(self._cookie, "")
-        identity, expires = self._sessions.get(session, (None, 0.0))
-        if identity is not None and self._clock() >= expires:
-            del self._sessions[session]
-            return None
+        digest, expires = self._sessions.get(session, ("", 0.0))
+        identity = self._whose(digest) if digest and self._clock() < expires else None
+        if identity is None:
+            self._sessions.pop(session, None)
         return identity
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -134,8 +134,8 @@ def moment(request: web.Request, name: str) -> datetime | None:
     if text is None:
         return None
     try:
-        return msgspec.convert(text, _Moment)
-    except msgspec.ValidationError:
+        return msgspec.convert(text, _Moment).astimezone(UTC)
+    except (msgspec.ValidationError, OverflowError):  # in UTC it may lie before the year 1, or after 9999
         example = "expected a time like 2026-11-24T10:30:00Z (RFC 3339; in an address the + of an offset is %2B)"
         raise wrong_parameter(name, f"{example}, got {text[:40]!r}") from None
 

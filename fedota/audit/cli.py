@@ -35,7 +35,7 @@ _checkpoints = click.option(
 def verify(data_dir: Path, public_key: Path | None, checkpoints: Path | None) -> None:
     """Compute the whole log again and compare it with every checkpoint; exit status 1 unless all of it fits.
 
-    The log is that of --data-dir, or the one that FEDOTA_DATABASE_URL names.
+    The log is that of --data-dir where you give it, else the one that FEDOTA_DATABASE_URL names, else your own.
     """
     from fedota.audit.command import verify_log
 
@@ -48,9 +48,13 @@ def verify(data_dir: Path, public_key: Path | None, checkpoints: Path | None) ->
 @_checkpoints
 @click.option("--output", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The file to write.")
 @click.option("--until", type=click.IntRange(min=0), help="The last position; default: the end of the log.")
+@click.option("--force", is_flag=True, help="Replace the file if there is one.")
 @in_words
-def export(data_dir: Path, public_key: Path | None, checkpoints: Path | None, output: Path, until: int | None) -> None:
+def export(
+    data_dir: Path, public_key: Path | None, checkpoints: Path | None, output: Path, until: int | None, force: bool
+) -> None:
     """Write log and checkpoints into one file, to be verified without Fedota: docs/verify_audit.py does it."""
     from fedota.audit.command import export_log
+    from fedota.audit.output import Output
 
-    export_log(data_dir.resolve(), public_key, checkpoints, output, until)
+    export_log(data_dir.resolve(), public_key, checkpoints, Output(output, replace=force), until)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import asyncpg
 import click
@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fedota.audit import export as exporting
 from fedota.audit import verification
+from fedota.audit.output import Output
 from fedota.audit.reading import StoredLog
 from fedota.audit.settings import AuditorSettings, read_public_key
 from fedota.audit.store import Bucket, Checkpoints, Directory
@@ -24,6 +25,7 @@ from fedota.kernel.event_log import OUTAGES
 from fedota.kernel.settings import SettingsError, load
 from fedota.local.platform import process_directory
 from fedota.local.state import LocalError
+from fedota.options import database_elsewhere
 
 T = TypeVar("T")
 
@@ -49,23 +51,18 @@ def verify_log(path: Path, public_key: Path | None, copies: Path | None) -> bool
     return not report.findings
 
 
-def export_log(path: Path, public_key: Path | None, copies: Path | None, output: Path, until: int | None) -> None:
+def export_log(path: Path, public_key: Path | None, copies: Path | None, output: Output, until: int | None) -> None:
     """Write the log of a data directory and its checkpoints into a file for its owner alone."""
+    output.require_free()
 
     async def work(ground: _Ground) -> int:
-        draft = output.with_name(f"{output.name}.new")
-        draft.unlink(missing_ok=True)
-        try:
-            with _progress("events written") as progress, _private(draft) as file:
-                last = await exporting.export(*ground, file, until, progress)
-            draft.replace(output)
-        finally:
-            draft.unlink(missing_ok=True)
-        return last
+        with _progress("events written") as progress, output.open() as file:
+            return await exporting.export(*ground, file, until, progress)
 
     last = asyncio.run(_on_ground(path, public_key, copies, work))
-    click.echo(f"Events 1 to {last} and their checkpoints are in {output}.")
-    click.echo("Verify it: python verify_audit.py FILE --public-key notary.public.pem (see docs/audit.md).")
+    apart = output.is_device  # that may be stdout
+    click.echo(f"Events 1 to {last} and their checkpoints are in {output}.", err=apart)
+    click.echo("Verify it: python verify_audit.py FILE --public-key notary.public.pem (see docs/audit.md).", err=apart)
 
 
 async def _on_ground(
@@ -81,20 +78,26 @@ async def _on_ground(
         raise LocalError("This database holds no event log. Name another with FEDOTA_DATABASE_URL.") from None
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InsufficientPrivilegeError) as error:
         raise LocalError(f"The database does not let the auditor read the log: {error}.") from None
+    except asyncpg.ClientConfigurationError as error:
+        raise LocalError(f"The database's address is not valid: {error}. Correct FEDOTA_DATABASE_URL.") from None
     except OUTAGES as error:
         why = str(error) or type(error).__name__
         raise LocalError(f"The database does not answer: {why}. Is the platform up? Look with fedota status.") from None
+    except asyncpg.PostgresError as error:
+        raise LocalError(f"The database refuses to be read: {error}. Is it the one that you mean?") from None
 
 
 def _settings(path: Path) -> AuditorSettings:
-    """The auditor's own in the data directory, and over them what the environment says."""
+    """Those of one platform: the environment's where it names a database, else the auditor's in the data directory.
+
+    Never some of each: the bucket and the public key of one platform say nothing about the log of another.
+    """
+    if database_elsewhere():
+        return load(AuditorSettings, {name: value for name, value in os.environ.items() if value})
     file = process_directory(path, "auditor") / "settings.json"
-    given = dict(os.environ)
-    if file.exists():
-        given = {"FEDOTA_SETTINGS": str(file), **given}
-    elif "FEDOTA_DATABASE_URL" not in given:
+    if not file.exists():
         raise LocalError(f"There is no platform in {path}. Say where it is with --data-dir or FEDOTA_DATABASE_URL.")
-    return load(AuditorSettings, given)
+    return load(AuditorSettings, {"FEDOTA_SETTINGS": str(file)})
 
 
 def _key_file(settings: AuditorSettings, given: Path | None) -> Path:
@@ -123,12 +126,6 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-@contextmanager
-def _private(path: Path) -> Iterator[IO[bytes]]:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        yield file
 
 
 def _words(report: Report) -> Iterator[str]:

@@ -34,6 +34,8 @@ async def diagnose(chain: Chain, record: Record, read: Read) -> Finding:
     position = chain.position + 1
     if record.position > position:
         return _missing(position, record.position - 1)
+    if record.position < 1:
+        return before_the_first(record.position)
     if record.position < position:
         return Finding(kind="inserted", position=record.position, words=f"position {record.position} is there twice")
     following = await _next(read, position)
@@ -44,6 +46,12 @@ async def diagnose(chain: Chain, record: Record, read: Read) -> Finding:
         or _pushed_in(chain, record)
         or _edited(chain, record, following)
     )
+
+
+def before_the_first(position: int) -> Finding:
+    """An event is at a position where none can be."""
+    words = f"there is an event at position {position}, but the first one is at position 1"
+    return Finding(kind="inserted", position=position, words=words)
 
 
 def _missing(first: int, last: int) -> Finding:

@@ -3,13 +3,14 @@
 import base64
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
-from typing import IO, Any
+from typing import Any, Protocol
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedota.audit.chain import Record
 from fedota.audit.checkpoints import CheckpointError, raw, verified
+from fedota.audit.reading import BEFORE_ALL
 from fedota.audit.store import Checkpoints
 from fedota.audit.verification import Log
 
@@ -17,11 +18,18 @@ FORMAT = "fedota audit export"
 VERSION = 1
 
 
+class Sink(Protocol):
+    """What lines are written to."""
+
+    def write(self, line: bytes, /) -> object:
+        """Take one."""
+
+
 async def export(
     log: Log,
     checkpoints: Checkpoints,
     key: Ed25519PublicKey,
-    file: IO[bytes],
+    file: Sink,
     until: int | None,
     progress: Callable[[int, int], None],
 ) -> int:
@@ -39,7 +47,7 @@ async def export(
         "head": {"position": head.position, "hash": head.hash.hex()},
     }
     _write(file, header)
-    async with aclosing(log.pages(0, last)) as pages:
+    async with aclosing(log.pages(BEFORE_ALL, last)) as pages:
         async for page in pages:
             for record in page:
                 _write(file, {"event": dict(_members(record))})
@@ -77,5 +85,5 @@ def _is_later(content: bytes, key: Ed25519PublicKey, last: int) -> bool:
         return False
 
 
-def _write(file: IO[bytes], line: dict[str, Any]) -> None:
+def _write(file: Sink, line: dict[str, Any]) -> None:
     file.write(msgspec.json.encode(line) + b"\n")

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedota.audit.chain import GENESIS, Chain
 from fedota.audit.checkpoints import NOTHING, Checkpoint, CheckpointError, file_digest, key_id, sign, verified
-from fedota.audit.diagnosis import Finding, diagnose
+from fedota.audit.diagnosis import Finding, before_the_first, diagnose
 from fedota.audit.reading import Head, StoredLog, utc_text
 from fedota.audit.settings import NotarySettings, read_private_key
 from fedota.audit.store import Bucket, Place
@@ -33,6 +33,7 @@ from fedota.kernel.files import write_private
 from fedota.kernel.service import Service, main, scaffold
 
 _PAUSE: Final = 1.0  # seconds before another try, when the database or the object store is away
+_FEW: Final = 3  # failures in a row that are no hiccup any more
 _MEMORY: Final = "newest.txt"  # the last checkpoint that this notary has seen
 _log = structlog.get_logger(__name__)
 
@@ -65,6 +66,9 @@ class Notary:
         self._memory = memory
         self._newest: _Signed | None = None
         self.refused: str | None = None
+        self.failures = 0  # tries in a row that did not come to an end
+        self._failure = ""
+        self._good = utc_text(datetime.now(UTC))  # when it began, or a try came to an end
 
     @property
     def newest(self) -> Checkpoint | None:
@@ -72,9 +76,12 @@ class Notary:
         return self._newest.checkpoint if self._newest else None
 
     async def check(self) -> None:
-        """Raise when it refuses to sign."""
+        """Raise when it refuses to sign, or could not for more than a moment."""
         if self.refused:
             raise FedotaError("unavailable", self.refused)
+        if self.failures >= _FEW:
+            words = f"No checkpoint could be signed since {self._good} ({self.failures} tries): {self._failure}"
+            raise FedotaError("unavailable", words)
 
     async def run(self) -> None:
         """Sign forever. Faults of the database and the object store are waited out."""
@@ -87,14 +94,16 @@ class Notary:
                     prepared = True
                 await self.sign()
                 self.refused, pause = None, self._every
+                self.failures, self._good = 0, utc_text(datetime.now(UTC))
             except RefusedError as error:
                 if self.refused != str(error):  # said once: it is looked at again each time
                     _log.critical("no checkpoint is signed", reason=str(error))
-                self.refused, pause = str(error), self._every
+                self.refused, pause, self.failures = str(error), self._every, 0
             except Exception as error:
                 if not (isinstance(error, FedotaError) or is_outage(error)):
                     raise
-                _log.warning("notary tries again", error=str(error) or type(error).__name__)
+                self.failures, self._failure = self.failures + 1, str(error) or type(error).__name__
+                _log.warning("notary tries again", error=self._failure)
             await asyncio.sleep(pause)
 
     async def sign(self) -> None:
@@ -111,8 +120,12 @@ class Notary:
 
     async def _prepare(self) -> None:
         await self._bucket.create()
-        if self._memory and self._memory.exists():
-            self._newest = self._own(self._memory.read_bytes(), f"the file {self._memory}")
+        if self._memory is None or not self._memory.exists():
+            return
+        if file := self._memory.read_bytes():
+            self._newest = self._own(file, f"the file {self._memory}")
+        else:  # it was being written when the machine lost power: the store tells what was signed
+            _log.warning("what was signed last is not known here, the file is empty", file=str(self._memory))
 
     async def _catch_up(self) -> None:
         """Take the newest checkpoint in the store, after a look that the one known so far is still there."""
@@ -142,6 +155,8 @@ class Notary:
     async def _require_known(self, head: Head) -> None:
         """The log must still hold the event that was signed last, with the hash that it had."""
         known = self.newest
+        if head.first < 1:
+            raise _refused(before_the_first(head.first))
         if known is None:
             return
         if head.position < known.position:
@@ -217,6 +232,7 @@ async def _resources(
             service.add_check("chain", notary.check)
             service.add_gauge("notary_position", "Position of the last checkpoint", lambda: _newest(notary).position)
             service.add_gauge("notary_checkpoints", "Number of the last checkpoint", lambda: _newest(notary).number)
+            service.add_gauge("notary_failures", "Tries in a row that failed", lambda: float(notary.failures))
             service.add_gauge("notary_refuses", "1 while nothing is signed", lambda: float(notary.refused is not None))
             async with service.running("notary", notary.run()):
                 yield

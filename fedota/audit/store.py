@@ -162,6 +162,8 @@ class Bucket:
         except S3Error as error:
             if error.code in _MISSING:
                 return None
+            if error.code == "InvalidRange":  # an object without a byte has no first one to begin at
+                return b""
             raise
         try:
             return response.read()
@@ -201,17 +203,30 @@ class Directory:
         """The files in order of their numbers, up to and including `until`."""
         for number in self._numbers():
             if number <= until:
-                with (self._path / file_name(number)).open("rb") as file:
-                    yield File(number, file.read(_LARGEST))
+                yield File(number, self._read(self._path / file_name(number)))
+
+    def _read(self, path: Path) -> bytes:
+        try:
+            with path.open("rb") as file:
+                return file.read(_LARGEST)
+        except OSError as error:
+            raise _unreadable(path, error) from None
 
     def _numbers(self) -> list[int]:
-        found = (_number(path.name) for path in self._path.iterdir())
+        try:
+            found = [_number(path.name) for path in self._path.iterdir()]
+        except OSError as error:
+            raise _unreadable(self._path, error) from None
         return sorted(number for number in found if number is not None)
 
 
 def _number(name: str) -> int | None:
     found = _NAME.fullmatch(name)
     return int(found[1]) if found else None
+
+
+def _unreadable(path: Path, error: OSError) -> FedotaError:
+    return FedotaError("unavailable", f"The copies of checkpoints cannot be read: {path}: {error.strerror}.")
 
 
 def _unavailable(what: str) -> FedotaError:

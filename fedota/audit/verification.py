@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from fedota.audit.chain import Chain, Record
 from fedota.audit.checkpoints import Checkpoint, Sequence
 from fedota.audit.diagnosis import Finding, diagnose
-from fedota.audit.reading import Gap, Head
+from fedota.audit.reading import BEFORE_ALL, Gap, Head
 from fedota.audit.store import Checkpoints
 
 
@@ -25,6 +25,12 @@ class Log(Protocol):
 
     def pages(self, after: int, until: int) -> AsyncGenerator[list[Record], None]:
         """Its events past `after` up to and including `until`, in order."""
+
+    async def count(self, until: int) -> int:
+        """How many rows there are up to `until`."""
+
+    async def unguarded(self) -> list[str]:
+        """What of its tables is not as it was made."""
 
     async def gap(self, until: int) -> Gap | None:
         """Where the versions of a stream do not count 1, 2, 3, …."""
@@ -63,6 +69,8 @@ async def verify(
     elif not sequence.count:
         words = "there is no checkpoint at all: they were deleted, or the notary has never run"
         findings.append(Finding(kind="checkpoint_missing", checkpoint=1, words=words))
+    if changed := await log.unguarded():
+        findings.append(Finding(kind="guards", words=f"of the tables in the schema fedota, {'; '.join(changed)}"))
     good = audit.good
     return Report(
         findings=findings,
@@ -97,12 +105,12 @@ class _Audit:
         self._next = await anext(self._signed, None)
         if finding := await self._meet():
             return finding
-        async with aclosing(self._log.pages(0, self._end)) as pages:
+        async with aclosing(self._log.pages(BEFORE_ALL, self._end)) as pages:
             async for page in pages:
                 if finding := await self._page(page):
                     return finding
                 progress(self.chain.position, self._end)
-        return self._at_the_end() or await self._streams()
+        return self._at_the_end() or await self._rows() or await self._streams()
 
     async def _page(self, page: list[Record]) -> Finding | None:
         first = page[0].position
@@ -146,6 +154,13 @@ class _Audit:
             words=f"the log ends at position {position}, but checkpoint {checkpoint.number} of {checkpoint.time} saw "
             f"{checkpoint.position} events: the tail was cut off, or an older copy restored",
         )
+
+    async def _rows(self) -> Finding | None:
+        extra = await self._log.count(self._end) - self._end
+        if not extra:
+            return None
+        words = f"behind event {self._end} there are rows without a place of their own in the log: {extra}"
+        return Finding(kind="inserted", position=self._end + 1, words=words)
 
     async def _streams(self) -> Finding | None:
         gap = await self._log.gap(self._end)

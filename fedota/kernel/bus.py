@@ -15,7 +15,6 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
-from nats.micro import add_service
 from nats.micro.request import Request as MicroRequest
 from nats.micro.service import Service as MicroService
 from nats.micro.service import ServiceConfig
@@ -28,6 +27,7 @@ from fedota.events import to_json, uuid7
 ERROR_HEADER: Final = "Fedota-Error"
 _CONCURRENT: Final = 256  # commands at work at once in one process; more are asked to come back
 _PULL: Final = 500  # events asked for at once
+_WITHDRAW: Final = 2.0  # seconds for NATS to take it in; our ends are closed before
 _HEARTBEAT: Final = 1.0  # seconds; a server that was killed is noticed by 2.5 of them
 _NO_MESSAGES_STATUS: Final = {"404", "408", "409"}  # a pull request ended: ask again
 _NAMED_FIELD: Final = re.compile(r"(?:required|unknown) field `([^`]+)`")
@@ -134,16 +134,19 @@ class Bus:
     async def answer(self, endpoints: Mapping[str, Answer]) -> MicroService:
         """Answer requests on each subject as the micro service `name`, many at a time; returns when NATS knows it.
 
-        They are answered until the service that this gives is stopped, or the connection is closed.
+        They are answered until the service that this gives is withdrawn, or the connection is closed.
         """
-        service = await add_service(
-            self.client, config=ServiceConfig(name=f"fedota-{self.name}", version="1.0.0", queue_group=self.name)
-        )
-        for subject, handler in endpoints.items():
-            await service.add_endpoint(
-                name=subject.replace(".", "-").replace("*", "any"), subject=subject, handler=self._spawning(handler)
-            )
-        await arrived(self.client)
+        config = ServiceConfig(name=f"fedota-{self.name}", version="1.0.0", queue_group=self.name)
+        service = MicroService(self.client, config)
+        try:
+            await service.start()
+            for subject, handler in endpoints.items():
+                name = subject.replace(".", "-").replace("*", "any")
+                await service.add_endpoint(name=name, subject=subject, handler=self._spawning(handler))
+            await arrived(self.client)
+        except BaseException:  # nobody else could stop it, and it would answer whatever becomes of this process
+            await withdraw(service)
+            raise
         return service
 
     async def answer_commands(self, handlers: Mapping[type[Command], CommandHandler]) -> None:
@@ -198,6 +201,13 @@ class Bus:
                 await subscription.unsubscribe()
 
 
+async def withdraw(service: MicroService) -> None:
+    """Answer no more requests to this service, also when NATS is not there to be told: then it sends none either."""
+    with suppress(nats.errors.Error, TimeoutError):
+        async with asyncio.timeout(_WITHDRAW):
+            await service.stop()
+
+
 async def arrived(client: Client) -> None:
     """Return when the server has seen all that was sent.
 
@@ -232,13 +242,15 @@ class Consumer:
         self._queue.put_nowait(message)
 
     async def fetch(self) -> list[bytes]:
-        """The next events as they were published, at least one unless a pull request ended meanwhile.
+        """The next events as they were published; none once a heartbeat while there are none.
 
         Raises `StreamLostError` when neither events nor heartbeats come.
         """
         await self._ask()
         try:
-            messages = [await asyncio.wait_for(self._queue.get(), 2.5 * _HEARTBEAT)]
+            # not asyncio.wait_for: in Python 3.11 that drops a cancellation which meets its result
+            async with asyncio.timeout(2.5 * _HEARTBEAT):
+                messages = [await self._queue.get()]
         except TimeoutError:
             raise StreamLostError("no heartbeat from the event stream") from None
         while not self._queue.empty() and len(messages) < _PULL:

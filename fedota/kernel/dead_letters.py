@@ -14,7 +14,8 @@ from fedota.contracts.operations import DeadLetter, DeadLetters, Retried
 from fedota.errors import FedotaError
 from fedota.events import Event
 from fedota.kernel.database import Connection, Pool
-from fedota.kernel.event_log import EventLog, is_outage
+from fedota.kernel.event_log import events_of, is_outage
+from fedota.kernel.log_queries import TYPED
 from fedota.kernel.read_models import Projection
 
 TABLES: Final = """
@@ -36,6 +37,7 @@ _LIST: Final = f"{_COLUMNS} from dead_letters order by position limit $1"
 _ONE: Final = f"{_COLUMNS} from dead_letters where position = $1"
 _LISTED: Final = 500  # more than anybody reads, and less than a NATS message holds
 _LOCK: Final = "select pg_try_advisory_xact_lock_shared(hashtext(current_schema()), 2) from checkpoint for update"
+_EVENT: Final = f"select {TYPED} from fedota.events where position = $1"  # noqa: S608 - constants
 _PARKED: Final = "from dead_letters where subject = $1 and state = 'parked'"
 _DROP: Final = "update dead_letters set state = 'dropped', dropped_by = $2 where position = $1 and state = 'parked'"
 _SECONDS: Final = 20.0  # that a retry goes on for; who asked does not wait much longer
@@ -78,7 +80,7 @@ async def drop(pool: Pool, position: int, actor: str) -> DeadLetter:
     return _letter(row)
 
 
-async def retry(projection: Projection, pool: Pool, log: EventLog, position: int) -> Retried:
+async def retry(projection: Projection, pool: Pool, position: int) -> Retried:
     """Handle the parked events of that one's stream in order, rows and reactions, up to the first that fails again.
 
     Each leaves the dead letters in the transaction that writes its rows, so that however often it is asked for, and
@@ -93,7 +95,7 @@ async def retry(projection: Projection, pool: Pool, log: EventLog, position: int
         raise FedotaError("conflict", f"The event was dropped by {letter['dropped_by']}: it never takes effect.")
     handled, error, end = 0, "", time.monotonic() + _SECONDS
     while not error:
-        found, error = await _retry_first(projection, pool, log, letter["subject"])
+        found, error = await _retry_first(projection, pool, letter["subject"])
         if not found:
             break
         handled += not error
@@ -103,8 +105,11 @@ async def retry(projection: Projection, pool: Pool, log: EventLog, position: int
     return Retried(handled=handled, left=left, error=error if left else "")
 
 
-async def _retry_first(projection: Projection, pool: Pool, log: EventLog, subject: str) -> tuple[bool, str]:
-    """Handle the first parked event of a stream: whether there was one, and what is still wrong with it."""
+async def _retry_first(projection: Projection, pool: Pool, subject: str) -> tuple[bool, str]:
+    """Handle the first parked event of a stream: whether there was one, and what is still wrong with it.
+
+    The event is read on the connection that holds the lock: those that wait for it may have all the others.
+    """
     async with pool.acquire() as connection, connection.transaction():
         if not await connection.fetchval(_LOCK):
             raise FedotaError("conflict", "The read model is being rebuilt or verified. Retry when that has finished.")
@@ -113,7 +118,7 @@ async def _retry_first(projection: Projection, pool: Pool, log: EventLog, subjec
             return False, ""
         try:
             async with connection.transaction():
-                [event] = await log.read(position - 1, limit=1)
+                [event] = events_of(await connection.fetch(_EVENT, position))
                 await projection.write_rows(connection, [event])
                 await projection.react(event)
         except Exception as failed:

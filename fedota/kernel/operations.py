@@ -1,13 +1,12 @@
 """What a process answers when an operator asks about its projection."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TypeVar
 
 import msgspec
-import nats.errors
 import structlog
 from nats.micro.service import Service as MicroService
 
@@ -16,13 +15,14 @@ from fedota.contracts.operations import DeadLetterRequest, Difference, Projectio
 from fedota.errors import FedotaError
 from fedota.events import UnknownEventError, to_json
 from fedota.kernel import dead_letters
-from fedota.kernel.bus import Answer, Bus, invalid_field
+from fedota.kernel.bus import Answer, Bus, invalid_field, withdraw
 from fedota.kernel.database import Pool
 from fedota.kernel.event_log import EventLog, is_outage, log_needed
 from fedota.kernel.read_models import Projection
 from fedota.kernel.rebuilding import rebuild, verify
 
 Standing = Callable[[], tuple[int, str]]  # the position of the live projection, and why it is stopped if it is
+Changed = Callable[[], Awaitable[None]]
 _log = structlog.get_logger(__name__)
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -39,12 +39,16 @@ class Operations:
     Only the process that keeps the projection answers: it alone knows how it is.
     """
 
-    def __init__(self, projection: Projection, pool: Pool, log: EventLog, bus: Bus, standing: Standing) -> None:
+    def __init__(
+        self, projection: Projection, pool: Pool, log: EventLog, bus: Bus, standing: Standing, parked_changed: Changed
+    ) -> None:
         self._projection = projection
         self._pool = pool
         self._log = log
         self._bus = bus
         self._standing = standing
+        self._parked_changed = parked_changed
+        self._one_at_a_time = asyncio.Lock()
         self._answering: MicroService | None = None
         self._work: Work | None = None
         self._working: asyncio.Task[None] | None = None
@@ -68,8 +72,7 @@ class Operations:
         """Answer no more, and give up what is being worked on."""
         answering, self._answering = self._answering, None
         if answering is not None:
-            with suppress(nats.errors.Error, TimeoutError):  # a server that has gone sends no more questions either
-                await answering.stop()
+            await withdraw(answering)
         working, self._working = self._working, None
         if working is not None:
             working.cancel()
@@ -104,12 +107,23 @@ class Operations:
     async def _retry(self, body: bytes) -> object:
         request = _read(body, DeadLetterRequest)
         _log.info("dead letters retried", position=request.position, actor=request.actor)
-        return await dead_letters.retry(self._projection, self._pool, self._log, request.position)
+        async with self._seeing_to_letters():
+            return await dead_letters.retry(self._projection, self._pool, request.position)
 
     async def _drop(self, body: bytes) -> object:
         request = _read(body, DeadLetterRequest)
         _log.warning("dead letter dropped", position=request.position, actor=request.actor)
-        return await dead_letters.drop(self._pool, request.position, request.actor)
+        async with self._seeing_to_letters():
+            return await dead_letters.drop(self._pool, request.position, request.actor)
+
+    @asynccontextmanager
+    async def _seeing_to_letters(self) -> AsyncIterator[None]:
+        """One at a time: many that wait for the checkpoint would keep the pool from the reaction of who holds it."""
+        async with self._one_at_a_time:
+            try:
+                yield
+            finally:
+                await self._parked_changed()
 
     async def _begin(
         self, kind: WorkKind, actor: str, work: Callable[[], Awaitable[tuple[int, list[Difference]]]]

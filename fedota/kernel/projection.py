@@ -21,6 +21,7 @@ from fedota.kernel.database import Connection, Pool
 from fedota.kernel.event_log import EventLog, is_outage
 from fedota.kernel.operations import Operations
 from fedota.kernel.read_models import Projection
+from fedota.kernel.rebuilding import OutdatedTablesError, make_tables, require_tables
 from fedota.kernel.service import Service
 
 __all__ = ["Projection", "Projector"]
@@ -67,7 +68,9 @@ class Projector:
         self._log = log
         self._bus = bus
         self._moved = asyncio.Condition()
-        self._operations = Operations(projection, pool, log, bus, lambda: (self.position, self.stopped or ""))
+        self._operations = Operations(
+            projection, pool, log, bus, lambda: (self.position, self.stopped or ""), self._count_parked
+        )
         self.position = 0
         self.parked = 0
         self.stopped: str | None = None
@@ -96,7 +99,7 @@ class Projector:
         lag = await self._log.head() - self.position
         if lag > 10_000:
             raise FedotaError("unavailable", f"the read model is {lag} events behind the log")
-        self.parked = await dead_letters.count_parked(self._pool)
+        await self._count_parked()
         if self.parked:
             raise FedotaError("unavailable", f"{self.parked} events are parked as dead letters")
 
@@ -122,17 +125,18 @@ class Projector:
         """Project forever: faults of database and stream are waited out, and after any other it is tried again too."""
         while True:
             try:
-                async with self._alone():
+                async with self._alone() as lease:
                     await self._require_same_log()
+                    await require_tables(self._projection, self._pool)
                     await self._look()
                     async with self._bus.consume(self.position) as consumer:
-                        await self._follow(consumer)
+                        await self._follow(consumer, lease)
             except (UnknownEventError, msgspec.ValidationError) as error:
                 self.stopped = (
                     f"The read model stopped at {self.position}: this program cannot read what follows, {error}"
                 )
                 _log.critical("projection stopped", reason=self.stopped)
-            except RestoredLogError as error:
+            except (RestoredLogError, OutdatedTablesError) as error:
                 if self.stopped != str(error):  # said once: it is looked at again every second
                     _log.critical("projection stopped", reason=str(error))
                 self.stopped = str(error)
@@ -153,11 +157,15 @@ class Projector:
         async with self._pool.acquire() as connection, connection.transaction():
             # two processes that start together would both try to create the same table
             await connection.execute("select pg_advisory_xact_lock(hashtext(current_schema()))")
-            await connection.execute(_CHECKPOINT + dead_letters.TABLES + self._projection.tables)
+            await connection.execute(_CHECKPOINT + dead_letters.TABLES)
+            await make_tables(self._projection, connection)
 
     @asynccontextmanager
-    async def _alone(self) -> AsyncIterator[None]:
-        """Hold the lease on this projection: two of a name would take each other's consumer away."""
+    async def _alone(self) -> AsyncIterator[Connection]:
+        """Hold the lease on this projection: two of a name would take each other's consumer away.
+
+        The lease lives as long as the connection that this gives.
+        """
         async with self._pool.acquire() as connection:
             while not await connection.fetchval("select pg_try_advisory_lock(hashtext(current_schema()), 1)"):
                 await self._operations.stop()
@@ -166,16 +174,28 @@ class Projector:
                 await asyncio.sleep(_PAUSE)
             try:
                 await self._operations.start()
-                yield
+                yield connection
             finally:
                 if not connection.is_closed():
                     await connection.execute("select pg_advisory_unlock(hashtext(current_schema()), 1)")
 
-    async def _follow(self, consumer: Consumer) -> None:
+    async def _follow(self, consumer: Consumer, lease: Connection) -> None:
         await self._take(await self._log.read(self.position))
         while True:
-            await self._take([decode(body) for body in await consumer.fetch()])
+            bodies = await consumer.fetch()
+            await self._take([decode(body) for body in bodies])
+            if not bodies:  # once a heartbeat; where events come, each commit looks itself
+                await self._require_kept(lease)
             self.stopped = None
+
+    async def _require_kept(self, lease: Connection) -> None:
+        """Raise when the lease has gone, or a crash of PostgreSQL took back what we had committed last.
+
+        Nothing else would tell while no event comes, and readers would be sent to rows that are not there any more.
+        """
+        position = await lease.fetchval("select position from checkpoint")
+        if position < self.position:
+            raise StreamLostError(f"the read model went back to {position}")
 
     async def _take(self, events: list[Event]) -> None:
         """Project these where they follow on what is projected; where they do not, the log has what is new of them."""
@@ -223,7 +243,7 @@ class Projector:
             if new:
                 await connection.execute("update checkpoint set position = $1, event = $2", position, new[-1].id)
         if len(handled) < len(new):
-            self.parked = await dead_letters.count_parked(self._pool)
+            await self._count_parked()
         await self._move(position)
 
     async def _blocked(self, connection: Connection, events: list[Event]) -> set[str]:
@@ -242,7 +262,12 @@ class Projector:
             )
 
     async def _look(self) -> None:
+        """Take over what the database says, though it be less than we knew."""
         await self._move(await self._pool.fetchval("select position from checkpoint"))
+        await self._count_parked()
+
+    async def _count_parked(self) -> None:
+        self.parked = await dead_letters.count_parked(self._pool)
 
     async def _move(self, position: int) -> None:
         async with self._moved:

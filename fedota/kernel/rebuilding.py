@@ -5,9 +5,9 @@ nothing holds a snapshot or a lock for long, and between two batches everything 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 import asyncpg
 import structlog
@@ -18,6 +18,7 @@ from fedota.events import Event
 from fedota.kernel.database import Connection, Pool
 from fedota.kernel.event_log import EventLog, is_outage
 from fedota.kernel.read_models import Projection
+from fedota.kernel.tables import columns_of
 
 Told = Callable[[int, int], None]  # how many events of how many are done
 _TEMPORARY: Final = "pg_temp"
@@ -35,7 +36,10 @@ where relkind = 'r' and relnamespace = coalesce(to_regnamespace($1), pg_my_temp_
 _BATCH: Final = 2000  # events in one transaction
 _CLOSE: Final = 1000  # events that are done while the live one waits
 _SWAPS: Final = 20  # tries to replace tables that somebody is reading
-_LOCK_SECONDS: Final = 2  # that everybody waits for who is reading
+# That everybody waits for who is reading, at most. It is less than PostgreSQL's deadlock_timeout, so that it is always
+# this one that gives way, and no reader is ended.
+_LOCK_SECONDS: Final = 0.5
+_PAUSES: Final = (0.1, 2.0)  # seconds between two tries, the first and the longest
 _LONG: Final = 3600.0  # seconds for statements that read all of a table
 _EXAMPLES: Final = 3
 _EXAMPLE: Final = 500  # characters
@@ -98,24 +102,57 @@ async def rebuild(projection: Projection, pool: Pool, log: EventLog, told: Told 
     """Fill tables beside the live ones and put them in their place; the number of their rows.
 
     Readers find the old tables or the new ones, complete, at every moment. When it fails, or its process is killed, the
-    live ones stay as they are.
+    live ones stay as they are; when it is cancelled too late for that, it succeeds.
     """
     if not projection.names:
         return 0
-    async with _working(pool) as connection:
-        schema = await connection.fetchval("select current_schema()")
-        async with _Copy.open(f"{schema}_next", projection, connection, log, told) as copy:
-            await copy.follow()
-            await copy.analyze()
-            for _ in range(_SWAPS):
+    rows: int | None = None
+    try:
+        async with _working(pool) as connection:
+            schema = await connection.fetchval("select current_schema()")
+            async with _Copy.open(f"{schema}_next", projection, connection, log, told) as copy:
                 await copy.follow()
-                try:
-                    async with connection.transaction():
-                        await copy.replace_live()
-                    return await copy.count(schema)
-                except asyncpg.LockNotAvailableError:
-                    _log.info("somebody is reading what is to be replaced", schema=schema)
-            raise FedotaError("conflict", "Somebody went on reading the live tables. They are unchanged; try it again.")
+                await copy.analyze()
+                rows = await copy.take_over()
+    except (Exception, asyncio.CancelledError) as error:
+        if rows is None:
+            raise
+        _log.warning("trouble after a rebuild that is done", exc_info=error)
+    assert rows is not None
+    return rows
+
+
+class OutdatedTablesError(Exception):
+    """The live tables are not those that this program writes: whatever it wrote would fail, event by event."""
+
+
+async def make_tables(projection: Projection, connection: Connection) -> None:
+    """The live tables that are missing, in a transaction; what is there stays, be it outdated."""
+    if not projection.tables:  # asyncpg fails at an empty statement
+        return
+    try:
+        async with connection.transaction():
+            await connection.execute(projection.tables)
+    except asyncpg.UndefinedColumnError as error:  # an index of an added column; `require_tables` says what to do
+        _log.warning("the live tables are not those of this program", error=str(error))
+
+
+async def require_tables(projection: Projection, pool: Pool) -> None:
+    """Raise `OutdatedTablesError` where the live tables have other columns than the projection's SQL makes now."""
+    if not projection.tables:
+        return
+    async with pool.acquire() as connection:
+        process = await connection.fetchval("select current_schema()")
+        live = await columns_of(connection, projection.names)
+        async with _rolled_back(connection):
+            await connection.execute(f"set local search_path = {_TEMPORARY}")
+            await connection.execute(projection.tables)
+            made = await columns_of(connection, projection.names)
+    if outdated := [name for name in projection.names if live[name] != made[name]]:
+        raise OutdatedTablesError(
+            f"The read model stopped: another version of this program made its tables ({', '.join(outdated)})."
+            f" Run `fedota projections rebuild {process}`: nothing is lost, and it goes on from there."
+        )
 
 
 class _Copy:
@@ -140,16 +177,15 @@ class _Copy:
         """Empty tables; afterwards `schema` is empty."""
         live = await connection.fetchval("select current_schema()")
         copy = cls(schema, live, projection, connection, log, told)
-        # for this session, until it goes back to the pool
-        await connection.execute(f"set search_path = {schema}; set synchronous_commit = off")
-        await copy._clear()  # what one that was killed has left
-        if projection.tables:  # asyncpg fails at an empty statement
-            await connection.execute(projection.tables)
         try:
+            # for this session, until it goes back to the pool
+            await connection.execute(f"set search_path = {schema}; set synchronous_commit = off")
+            await copy._clear()  # what one that was killed has left
+            if projection.tables:  # asyncpg fails at an empty statement
+                await connection.execute(projection.tables)
             yield copy
         finally:
-            if not connection.is_closed():
-                await copy._clear()
+            await copy._close()
 
     async def follow(self) -> None:
         """Fill the tables until the live ones are but a few events ahead."""
@@ -215,28 +251,72 @@ class _Copy:
         examples = [f"{row['side']} {example}" for row in sides for example in row["examples"]]
         return Difference(table=name, live=counts.get("live", 0), rebuilt=counts.get("rebuilt", 0), examples=examples)
 
-    async def replace_live(self) -> None:
+    async def take_over(self) -> int:
+        """Take the place of the live tables as soon as their readers leave a gap; the number of their rows."""
+        first, longest = _PAUSES
+        for number in range(_SWAPS):
+            await self.follow()
+            try:
+                return await _to_its_end(self._swap())
+            except (asyncpg.QueryCanceledError, asyncpg.DeadlockDetectedError):
+                _log.info("somebody is reading what is to be replaced", schema=self._live)
+                await asyncio.sleep(min(first * 2**number, longest))  # they have their turn
+        raise FedotaError("conflict", "Somebody went on reading the live tables. They are unchanged; try it again.")
+
+    async def _swap(self) -> int:
+        async with self._connection.transaction():
+            return await self.replace_live()
+
+    async def replace_live(self) -> int:
         """In one transaction: hold up the live projection, do what is left, and take the place of its tables.
 
-        Raises `LockNotAvailableError` while somebody reads on and on: everybody else would wait behind us.
+        Gives the number of rows. Raises `QueryCanceledError` while somebody reads on and on: everybody else would wait
+        behind us.
         """
         begun, names = self._position, self._projection.names
         try:
             await self._connection.execute(f"select from {self._live}.checkpoint for update")
             await self._fill()
-            await self._connection.execute(f"set local lock_timeout = '{_LOCK_SECONDS}s'")
+            rows = await self.count(self._schema)
+            # for all locks together: a lock_timeout is for each, and who holds the first lets nobody read meanwhile
+            await self._connection.execute(f"set local statement_timeout = '{_LOCK_SECONDS}s'")
             await self._connection.execute(
                 f"drop table if exists {', '.join(f'{self._live}.{name}' for name in names)}"
             )
+            await self._connection.execute("set local statement_timeout to default")
             for name in names:
                 await self._connection.execute(f"alter table {name} set schema {self._live}")
         except BaseException:
             self._position = begun  # its rows are gone with the transaction
             raise
+        return rows
+
+    async def _close(self) -> None:
+        """Leave no table, or no session: one that is left in it would hide the live one from who gets it next."""
+        try:
+            if not self._connection.is_closed():
+                await self._clear()
+        except BaseException as error:
+            self._connection.terminate()
+            if not isinstance(error, Exception):
+                raise
+            _log.warning("tables could not be cleared away", schema=self._schema, exc_info=error)
 
     async def _clear(self) -> None:
         if drops := await self._connection.fetchval(_TABLES_OF, self._schema):
             await self._connection.execute(drops)
+
+
+async def _to_its_end(work: Coroutine[Any, Any, int]) -> int:
+    """What it gives, for a cancellation does not cut it short: whether it took effect is known, not guessed at."""
+    working = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait([working])
+        if working.cancelled() or working.exception():
+            raise
+        return working.result()
 
 
 async def _batches(pages: AsyncGenerator[list[Event], None]) -> AsyncGenerator[list[Event], None]:

@@ -42,4 +42,10 @@ def main(name: str, kind: type[S], create_app: Callable[[S], web.Application]) -
     except SettingsError as error:
         sys.exit(str(error))
     configure_logging(name, settings.log_level)
-    process.run(lambda: create_app(settings), host=settings.host, port=settings.port, directory=settings.directory)
+    process.run(
+        lambda: create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        directory=settings.directory,
+        mistakes=(SettingsError,),
+    )

@@ -14,15 +14,17 @@ import msgspec
 from fedota.events import Event, to_json
 from fedota.kernel.database import Connection
 
-_SLICE: Final = 1000  # changes between two turns of the others in this process
+_SLICE: Final = 250  # changes between two turns of the others in this process
 _COLUMNS: Final = """
 select wanted.name as "table", a.attname as name, format_type(a.atttypid, null) as type,
-    coalesce(a.attnum = any(i.indkey), false) as is_key
+    coalesce(a.attnum = any(i.indkey), false) as is_key,
+    format_type(a.atttypid, a.atttypmod) as declared, a.attnotnull as required
 from unnest($1::text[]) as wanted (name)
 join pg_attribute a on a.attrelid = to_regclass(wanted.name) and a.attnum > 0 and not a.attisdropped
 left join pg_index i on i.indrelid = a.attrelid and i.indisprimary
 order by a.attnum
 """
+_PLACES: Final = "select array(select to_regclass(name)::oid::bigint from unnest($1::text[]) as wanted (name))"
 
 Key = tuple[Any, ...]
 Row = dict[str, Any]
@@ -155,6 +157,7 @@ class _Pending:
             raise ValueError(f"rows are added to the table {self._table.name} and changed too")
         for names, group in groupby(self._added, key=tuple):
             records = zip(*self._table.columns(names, list(group)), strict=True)
+            await asyncio.sleep(0)  # the driver takes as long again
             await connection.copy_records_to_table(self._table.name, columns=names, records=records)
 
     async def _delete(self, connection: Connection, columns: Sequence[str], keys: list[Key]) -> None:
@@ -167,19 +170,23 @@ class _Pending:
         table, columns = self._table, (*self._table.key, *group.values)
         updates = ", ".join(f"{name} = given.{name}" for name in group.values)
         matches = " and ".join(f"t.{name} = given.{name}" for name in table.key)
+        arrays = group.arrays(table)
+        await asyncio.sleep(0)  # the driver takes as long again
         await connection.execute(
             f"update {table.name} t set {updates}"  # noqa: S608 - names are ours
             f" from {table.given(columns)} as given ({', '.join(columns)}) where {matches}",
-            *group.arrays(table),
+            *arrays,
         )
 
     async def _upsert(self, connection: Connection, group: "_Group") -> None:
         table, columns = self._table, (*self._table.key, *group.values, *group.defaults)
         updates = ", ".join(f"{name} = excluded.{name}" for name in group.values)
+        arrays = group.arrays(table)
+        await asyncio.sleep(0)
         await connection.execute(
             f"insert into {table.name} ({', '.join(columns)}) select * from {table.given(columns)}"  # noqa: S608
             f" on conflict ({', '.join(table.key)}) do {f'update set {updates}' if updates else 'nothing'}",
-            *group.arrays(table),
+            *arrays,
         )
 
 
@@ -215,30 +222,40 @@ def _storable(value: Any) -> Any:
 
 
 class Tables:
-    """The tables of these names in the schema where plain names live; no row of them refers to another."""
+    """The tables of these names in the schema where plain names live; no row of them refers to another.
+
+    The same names are other tables in a rebuild, as of a position and after a rebuild, maybe with other columns: what
+    the catalog says is remembered for the very tables that it was asked about.
+    """
 
     def __init__(self, *names: str) -> None:
         self._names = names
-        self._tables: dict[str, _Table] = {}
+        self._known: tuple[list[int | None], dict[str, _Table]] = ([], {})
 
     async def write(self, connection: Connection, changes: Iterable[Change]) -> None:
         """These changes, in order."""
-        if not self._tables:
-            self._tables = await self._read_catalog(connection)
+        tables = await self._tables(connection)
         pending: dict[str, _Pending] = {}
         for number, change in enumerate(changes, 1):
             table = pending.get(change.table)
             if table is None:
-                table = pending[change.table] = _Pending(self._tables[change.table])
+                table = pending[change.table] = _Pending(tables[change.table])
             table.take(change)
             if number % _SLICE == 0:
                 await asyncio.sleep(0)
         for table in pending.values():
             await table.write(connection)
 
+    async def _tables(self, connection: Connection) -> dict[str, _Table]:
+        places: list[int | None] = await connection.fetchval(_PLACES, self._names)
+        known, tables = self._known
+        if places != known:
+            tables = await self._read_catalog(connection)
+            self._known = places, tables
+        return tables
+
     async def _read_catalog(self, connection: Connection) -> dict[str, _Table]:
-        rows = await connection.fetch(_COLUMNS, self._names)
-        tables = {name: [row for row in rows if row["table"] == name] for name in self._names}
+        tables = await columns_of(connection, self._names)
         if missing := [name for name, columns in tables.items() if not columns]:
             raise LookupError(f"there is no table {', '.join(missing)}")
         return {
@@ -249,6 +266,12 @@ class Tables:
             )
             for name, columns in tables.items()
         }
+
+
+async def columns_of(connection: Connection, names: Sequence[str]) -> dict[str, list[Row]]:
+    """What the catalog says of each column of each of these tables, in order; of no column where there is no table."""
+    rows = await connection.fetch(_COLUMNS, names)
+    return {name: [dict(row) for row in rows if row["table"] == name] for name in names}
 
 
 def writing(changes: Callable[[Event], Iterable[Change]], *names: str) -> BatchHandler:

@@ -28,6 +28,7 @@ class External(msgspec.Struct, frozen=True, kw_only=True):
     s3_access_key: str = ""
     s3_secret_key: Secret | None = None
     s3_bucket: str = "fedota"
+    s3_region: str = "us-east-1"
     s3_audit_bucket: str = ""
     s3_audit_access_key: str = ""
     s3_audit_secret_key: Secret | None = None
@@ -47,7 +48,7 @@ class External(msgspec.Struct, frozen=True, kw_only=True):
         """The object store, if it stands elsewhere."""
         if not self.s3_url or self.s3_secret_key is None:
             return None
-        return S3Access(self.s3_url, self.s3_access_key, self.s3_secret_key.reveal(), self.s3_bucket)
+        return S3Access(self.s3_url, self.s3_access_key, self.s3_secret_key.reveal(), self.s3_bucket, self.s3_region)
 
     @property
     def s3_audit(self) -> dict[str, S3Access]:
@@ -58,5 +59,5 @@ class External(msgspec.Struct, frozen=True, kw_only=True):
         if self.s3_audit_secret_key is not None:
             access_key, secret_key = self.s3_audit_access_key, self.s3_audit_secret_key.reveal()
         bucket = self.s3_audit_bucket or audit_bucket(store.bucket)
-        access = S3Access(store.url, access_key, secret_key, bucket)
+        access = S3Access(store.url, access_key, secret_key, bucket, self.s3_region)
         return {"notary": access, "auditor": access}

@@ -1,7 +1,6 @@
 """`fedota migrate`: brings a database to the newest shape. `fedota up` does so by itself."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from fedota.local.platform import passwords
 from fedota.local.postgres import is_initialized, postgres, remembered_url
 from fedota.local.programs import kept_alive
 from fedota.local.state import DataDirectory, LocalError, held, is_held
+from fedota.options import database_elsewhere
 
 _URL = "FEDOTA_DATABASE_URL"
 T = TypeVar("T")
@@ -31,34 +31,36 @@ class _Database(NamedTuple):
 
 def run_migrate(path: Path, roles: Path | None) -> None:
     """Migrate the database that FEDOTA_DATABASE_URL names, else that of the platform in a data directory."""
+    url = database_elsewhere()
 
     async def work() -> list[str]:
-        async with _elsewhere(roles) if _URL in os.environ else _local(path) as database:
+        async with _elsewhere(url, roles) if url else _local(path) as database:
             return await migrate(*database)
 
-    if roles and _URL not in os.environ:
-        raise LocalError(f"--roles is for a database elsewhere: name it with {_URL}.")
-    names = _run(work())
+    if roles and not url:
+        raise LocalError(f"--roles is for a database elsewhere: name it with {_URL}, without --data-dir.")
+    names = _run(work(), "The database was not migrated, it is as it was")
     click.echo(f"Applied: {', '.join(names)}." if names else "Nothing to apply: the database has the newest shape.")
 
 
 def nothing_pending(path: Path) -> bool:
     """Say what would be applied to that database; whether that is nothing."""
+    url = database_elsewhere()
 
     async def work() -> list[str]:
-        if _URL in os.environ:
-            return await pending(os.environ[_URL])
+        if url:
+            return await pending(url)
         async with _local(path) as database:
             return await pending(database.url)
 
-    names = _run(work())
+    names = _run(work(), "What is to be applied to the database could not be found out")
     click.echo(
         f"To be applied: {', '.join(names)}." if names else "Nothing to apply: the database has the newest shape."
     )
     return not names
 
 
-def _run(work: Awaitable[T]) -> T:
+def _run(work: Awaitable[T], failed: str) -> T:
     async def in_words() -> T:
         try:
             return await work
@@ -66,16 +68,16 @@ def _run(work: Awaitable[T]) -> T:
             raise LocalError(str(error)) from None
         except (asyncpg.PostgresError, *OUTAGES) as error:
             why = str(error) or type(error).__name__
-            raise LocalError(f"The database was not migrated, it is as it was: {why}.") from None
+            raise LocalError(f"{failed}: {why}.") from None
 
     return asyncio.run(in_words())
 
 
 @asynccontextmanager
-async def _elsewhere(roles: Path | None) -> AsyncIterator[_Database]:
+async def _elsewhere(url: str, roles: Path | None) -> AsyncIterator[_Database]:
     if roles is None:
         raise LocalError(f"The database that {_URL} names needs --roles FILE: a password for each process, as JSON.")
-    yield _Database(os.environ[_URL], read_roles(roles))
+    yield _Database(url, read_roles(roles))
 
 
 def read_roles(path: Path) -> dict[str, str]:

@@ -118,8 +118,8 @@ def _settings(data: DataDirectory, servers: Servers, name: str) -> dict[str, Any
         case "problems":
             return {**common, "token_key_file": str(_key_pair(data, "token")[0])}
         case "storage":
-            url, access_key, secret_key, bucket = servers.s3
-            keys = {"s3_access_key": access_key, "s3_secret_key": secret_key}
+            url, access_key, secret_key, bucket, region = servers.s3
+            keys = {"s3_access_key": access_key, "s3_secret_key": secret_key, "s3_region": region}
             return {**common, "s3_url": url, "s3_bucket": bucket, **keys}
         case "orchestrator":
             return {
@@ -136,8 +136,8 @@ def _settings(data: DataDirectory, servers: Servers, name: str) -> dict[str, Any
 
 
 def _audit_store(servers: Servers, name: str) -> dict[str, str]:
-    url, access_key, secret_key, bucket = servers.s3_audit[name]
-    keys = {"s3_audit_access_key": access_key, "s3_audit_secret_key": secret_key}
+    url, access_key, secret_key, bucket, region = servers.s3_audit[name]
+    keys = {"s3_audit_access_key": access_key, "s3_audit_secret_key": secret_key, "s3_region": region}
     return {"s3_url": url, "s3_audit_bucket": bucket, **keys}
 
 
@@ -192,22 +192,45 @@ def read_tokens(path: Path) -> dict[str, str]:
 
 
 def _key_pair(data: DataDirectory, name: str) -> tuple[Path, Path]:
-    """The files of a key and its public key: `token` signs participation tokens, `notary` checkpoints of the log."""
+    """The files of a key and its public key: `token` signs participation tokens, `notary` checkpoints of the log.
+
+    A key that was lost is not replaced: what it has signed would be refused. A public one follows from its key.
+    """
     directory = data.sub("keys")
     private_file, public_file = directory / f"{name}.pem", directory / f"{name}.public.pem"
-    if not public_file.exists():
+    if not private_file.exists():
+        if public_file.exists():
+            raise LocalError(
+                f"The key {private_file} is gone. Restore it from a copy. Where there is none, move {public_file} away "
+                "and keep it: a new pair is made then, which does not vouch for what the old key has signed."
+            )
         key = Ed25519PrivateKey.generate()
         write_private(private_file, key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, _NO_PASSWORD))
-        public = key.public_key().public_bytes(_PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-        write_private(public_file, public)
+    if not public_file.exists():
+        write_private(public_file, _public(private_file))
     return private_file, public_file
 
 
+def _public(private_file: Path) -> bytes:
+    try:
+        key = serialization.load_pem_private_key(private_file.read_bytes(), password=None)
+    except ValueError:
+        raise LocalError(f"{private_file} is damaged: it holds no key. Restore it from a copy.") from None
+    return key.public_key().public_bytes(_PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
 def _people_key(data: DataDirectory) -> Path:
-    """What the keys of people's names are wrapped under; lost, nobody can read the names."""
+    """What the keys of people's names are wrapped under; lost, nobody can read the names, so it is made once only."""
     file = data.sub("keys") / "people.key"
     if not file.exists():
+        if data.has_made(file.name):
+            raise LocalError(
+                f"The key file {file} is gone. Restore it from a copy: without it nobody can read the names of the "
+                "people who acted here, and another one cannot take its place. Only where nobody has acted by name: "
+                f"remove {file.name} from `made` in {data.path / 'state.json'}, and a new one is made."
+            )
         write_private(file, secrets.token_hex(32).encode())
+    data.note_made(file.name)
     return file
 
 

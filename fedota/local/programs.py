@@ -8,6 +8,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Final, NamedTuple
 
+import msgspec
 import structlog
 
 from fedota.kernel.files import last_lines
@@ -111,8 +112,25 @@ def _require_running(program: Program, process: Guarded) -> None:
 
 
 def _failure(program: Program, what: str) -> str:
-    lines = "\n".join(f"    {line}" for line in last_lines(program.log))
+    said = last_lines(program.log)
+    if said and (reason := _reason(said[-1])):
+        return f"{program.name} {what}: {reason}\n{program.log} says more."
+    lines = "\n".join(f"    {line}" for line in said)
     return f"{program.name} {what}. The end of {program.log}:\n{lines or '    (nothing)'}"
+
+
+def _reason(line: str) -> str:
+    """Why a process of ours could not run, where that is what it said last."""
+    try:
+        said = msgspec.json.decode(line, type=_Said)
+    except msgspec.DecodeError:
+        return ""
+    return said.error if said.event == "could not run" else ""
+
+
+class _Said(msgspec.Struct):
+    event: str
+    error: str = ""
 
 
 async def _keep(program: Program, process: Guarded) -> None:

@@ -35,6 +35,7 @@ class S3Access(NamedTuple):
     access_key: str
     secret_key: str
     bucket: str = _BUCKET
+    region: str = "us-east-1"
 
 
 def seaweedfs(data: DataDirectory) -> tuple[Program, S3Access]:

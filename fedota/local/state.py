@@ -24,6 +24,7 @@ class Remembered(msgspec.Struct):
 
     ports: dict[str, int] = {}
     secrets: dict[str, str] = {}
+    made: set[str] = set()
 
 
 class DataDirectory:
@@ -65,6 +66,16 @@ class DataDirectory:
     def remembers(self, name: str) -> bool:
         """Whether there is a secret of that name."""
         return name in self._remembered.secrets
+
+    def has_made(self, name: str) -> bool:
+        """Whether what must not be made twice was made already."""
+        return name in self._remembered.made
+
+    def note_made(self, name: str) -> None:
+        """Remember that it was made."""
+        if name not in self._remembered.made:
+            self._remembered.made.add(name)
+            self._save()
 
     def _save(self) -> None:
         write_private(self._file, msgspec.json.encode(self._remembered))

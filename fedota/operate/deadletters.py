@@ -84,13 +84,15 @@ async def show(door: Door, process: str, position: int, as_json: bool) -> None:
 async def retry(door: Door, process: str, position: int) -> int:
     """Have the parked events of that one's stream handled again, in order. Doing it twice has one effect."""
     retried = await door.retry(process, position)
-    say(_outcome(retried))
+    say(_outcome(retried, process, position))
     if retried.error:
         note(f"Error: {plain(retried.error)}")
     return REFUSED if retried.left else 0
 
 
-def _outcome(retried: Retried) -> str:
+def _outcome(retried: Retried, process: str, position: int) -> str:
+    if not retried.handled and not retried.left:
+        return f"The event at position {position} is no dead letter of {plain(process)} (any more)."
     handled = f"{count(retried.handled, 'event')} handled"
     return (
         f"{handled}, {count(retried.left, 'event')} still parked." if retried.left else f"{handled}, none left parked."

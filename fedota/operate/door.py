@@ -7,7 +7,7 @@ from contextlib import aclosing
 from functools import wraps
 from pathlib import Path
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from uuid import UUID
 
 import click
@@ -159,11 +159,11 @@ class Door(Gateway):
 
     async def projection(self, process: str) -> ProjectionStatus:
         """How far one is."""
-        return msgspec.convert(await self._ask("GET", f"/api/projections/{process}"), ProjectionStatus)
+        return msgspec.convert(await self._ask("GET", f"/api/projections/{_segment(process)}"), ProjectionStatus)
 
     async def begin(self, process: str, kind: str) -> ProjectionStatus:
         """Begin a rebuild or a verification."""
-        return msgspec.convert(await self._order(f"/api/projections/{process}/{kind}"), ProjectionStatus)
+        return msgspec.convert(await self._order(f"/api/projections/{_segment(process)}/{kind}"), ProjectionStatus)
 
     async def dead_letters(self, process: str | None) -> Letters:
         """The dead letters of one process, or of all."""
@@ -173,15 +173,15 @@ class Door(Gateway):
 
     async def dead_letter(self, process: str, position: int) -> Letter:
         """One of them."""
-        return msgspec.convert(await self._ask("GET", f"/api/deadletters/{process}/{position}"), Letter)
+        return msgspec.convert(await self._ask("GET", _letter(process, position)), Letter)
 
     async def retry(self, process: str, position: int) -> Retried:
         """Have it handled again."""
-        return msgspec.convert(await self._order(f"/api/deadletters/{process}/{position}/retry"), Retried)
+        return msgspec.convert(await self._order(f"{_letter(process, position)}/retry"), Retried)
 
     async def drop(self, process: str, position: int) -> DeadLetter:
         """Give it up."""
-        return msgspec.convert(await self._order(f"/api/deadletters/{process}/{position}/drop"), DeadLetter)
+        return msgspec.convert(await self._order(f"{_letter(process, position)}/drop"), DeadLetter)
 
     async def people(self) -> list[Body]:
         """Whose names can be opened: `id` and `name` of each."""
@@ -207,6 +207,15 @@ class Door(Gateway):
 
 class _Positioned(msgspec.Struct):
     position: int
+
+
+def _segment(text: str) -> str:
+    """What somebody typed, as one part of an address and nothing more."""
+    return quote(text, safe="")
+
+
+def _letter(process: str, position: int) -> str:
+    return f"/api/deadletters/{_segment(process)}/{position}"
 
 
 def is_id(text: str) -> bool:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 import click
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -33,17 +34,28 @@ def projections() -> None:
 
 
 @projections.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One projection a line, in JSON.")
 @at_a_gateway
-async def list_(door: Door) -> int:
+async def list_(door: Door, as_json: bool) -> int:
     """Show how far each projection is; exit status 1 when one is stopped, has dead letters or does not answer."""
     told, silent = await door.projections()
+    if as_json:
+        for status in told:
+            say(msgspec.json.encode(status).decode())
+        for process in silent:
+            note(f"{process} does not answer, so how far it is is not known.")
+    else:
+        _show(told, silent)
+    return REFUSED if silent or any(status.stopped or status.parked for status in told) else 0
+
+
+def _show(told: list[ProjectionStatus], silent: list[str]) -> None:
     rows = [_row(status) for status in told]
     rows += [[process, "", "", "", click.style("does not answer", fg="red"), ""] for process in silent]
     table(("process", "position", "behind", "parked", "state", "work"), rows)
     for status in told:
         if status.parked:
             note(f"{status.process}: fedota deadletters list {status.process}")
-    return REFUSED if silent or any(status.stopped or status.parked for status in told) else 0
 
 
 @projections.command()
@@ -71,9 +83,15 @@ async def verify(door: Door, process: str | None, all_: bool) -> int:
 async def _each(door: Door, kind: WorkKind, process: str | None, all_: bool) -> int:
     if all_ == (process is not None):
         raise click.UsageError("Name one process, or say --all. `fedota projections list` names them.")
-    told, silent = await door.projections() if all_ else (None, [])
-    processes = [status.process for status in told] if told else [process or ""]
-    failed = [not _tell(name, await _done(door, kind, name)) for name in processes]
+    if process is not None:
+        return 0 if _tell(process, await _done(door, kind, process)) else REFUSED
+    told, silent = await door.projections()
+    if not told:
+        raise FailedError(
+            "No process with a projection answers, so there is nothing to do it with. See that they run, and that NATS "
+            "does, and run this again."
+        )
+    failed = [not _tell(status.process, await _done(door, kind, status.process)) for status in told]
     for name in silent:
         note(f"{name} does not answer, so it was left out.")
     return REFUSED if silent or any(failed) else 0

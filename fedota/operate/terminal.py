@@ -1,6 +1,7 @@
 """What every command does at a terminal: run to the end, say errors in words, print lines that pipes can take."""
 
 import asyncio
+import errno
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ REFUSED: Final = 1
 INTERRUPTED: Final = 130
 _SPACES: Final = re.compile(r"\s+")
 _CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 _SIGPIPE: Final = 141  # what a shell says of a program that a closed pipe ended
 
 
@@ -30,6 +32,11 @@ def to_the_end(work: Callable[[], Coroutine[Any, Any, int]]) -> None:
     except BrokenPipeError:
         _forget_stdout()
         status = _SIGPIPE
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        _forget_stdout()
+        raise click.ClickException(f"What this says cannot be written: {error.strerror}.") from None
     except KeyboardInterrupt:
         status = INTERRUPTED
     except FedotaError as error:

@@ -13,22 +13,24 @@ _FORMS: Final = "2026-11-24, 2026-11-24T10:30, 10:30 (the last time it was that)
 
 
 def parse(text: str, now: datetime) -> datetime:
-    """The moment that `text` means, seen from `now`; where it names no time zone, the one of the clocks here is meant.
+    """The moment that `text` means, seen from `now`, in UTC; without a time zone, that of the clocks here is meant.
 
     Raises `ValueError`, which says what is understood.
     """
-    words = text.strip()
+    try:
+        return _meant(text.strip(), now).astimezone(UTC)  # where it may lie before the year 1, or after 9999
+    except (ValueError, OverflowError):
+        raise ValueError(f"{text!r} is no time that is understood here. Give one like {_FORMS}.") from None
+
+
+def _meant(words: str, now: datetime) -> datetime:
     if ago := _AGO.fullmatch(words):
         return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
     if clock := _CLOCK.fullmatch(words):
         hour, minute, second = (int(part or 0) for part in clock.groups())
         return _last(time(hour, minute, second), now)
-    try:
-        moment = datetime.fromisoformat(words)
-        # without a zone it becomes one of here, as the clocks were or will be set on that day
-        return moment if moment.tzinfo else moment.astimezone()
-    except (ValueError, OverflowError):
-        raise ValueError(f"{text!r} is no time that is understood here. Give one like {_FORMS}.") from None
+    # without a zone it becomes one of here, as the clocks were or will be set on that day
+    return datetime.fromisoformat(words)
 
 
 def _last(clock: time, now: datetime) -> datetime:
@@ -44,7 +46,7 @@ def moment(_: click.Context, __: click.Parameter, text: str | None) -> datetime 
         return None
     try:
         return parse(text, datetime.now(UTC))
-    except (ValueError, OverflowError) as error:
+    except ValueError as error:
         raise click.BadParameter(str(error)) from None
 
 

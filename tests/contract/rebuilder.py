@@ -29,9 +29,10 @@ async def main() -> None:
 
     replace = _Copy.replace_live
 
-    async def replace_and_die(copy: _Copy) -> None:
-        await replace(copy)
+    async def replace_and_die(copy: _Copy) -> int:
+        rows = await replace(copy)
         _die()
+        return rows
 
     _Copy.replace_live = replace_and_die  # type: ignore[method-assign, assignment]
     async with connect_pool(settings.database_url, "gateway", size=3) as pool, EventLog.open(pool) as log:

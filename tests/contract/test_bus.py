@@ -6,14 +6,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
+import nats.errors
 import pytest
+from nats.aio.msg import Msg
 
 from fedota.contracts import subjects
 from fedota.contracts.commands import Command, CreateProblem, Reply, Request, RequestParticipation, StartProblem
 from fedota.errors import FedotaError, Problem
 from fedota.events import to_json, uuid7
 from fedota.events.problems import Plan
-from fedota.kernel.bus import ERROR_HEADER, Bus
+from fedota.kernel import bus as bus_module
+from fedota.kernel.bus import ERROR_HEADER, Bus, Consumer
 from tests.contract.ground import Ground
 from tests.support.services import new_id, until
 
@@ -259,3 +262,44 @@ async def test_two_of_a_service_share_the_work(bare: Ground, gateway: Bus) -> No
         for _ in range(60):
             await gateway.command(StartProblem(problem_id=new_id()), actor="a")
     assert len(seen) == 60 and set(seen) == {"one", "other"}
+
+
+@pytest.mark.parametrize("fails", ["an endpoint", "the last word"])
+async def test_who_cannot_answer_all_answers_nothing(
+    bare: Ground, gateway: Bus, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """A service that was set up half way is taken back: nobody knows of it who could stop it later."""
+
+    async def answer(_: str, body: bytes) -> bytes:
+        return body
+
+    async def never_arrives(_: object) -> None:
+        raise nats.errors.TimeoutError
+
+    endpoints = {subjects.command("problems", "StartProblem"): answer}
+    if fails == "an endpoint":
+        endpoints["no subject"] = answer
+    else:
+        monkeypatch.setattr(bus_module, "arrived", never_arrives)
+    async with bare.bus("problems") as problems, bare.nats() as anybody:
+        with pytest.raises((ValueError, nats.errors.TimeoutError)):
+            await problems.answer(endpoints)
+        assert (await refused(gateway, StartProblem(problem_id=new_id()), timeout=2)).code == "unavailable"
+        with pytest.raises(nats.errors.NoRespondersError):
+            await anybody.request("$SRV.PING.fedota-problems", timeout=2)
+
+
+@pytest.mark.parametrize("moments", range(4))
+async def test_who_is_told_to_stop_while_an_event_arrives_stops(bare: Ground, moments: int) -> None:
+    """However close the two are: a cancellation that is lost there would keep the process from ending."""
+    async with bare.nats() as client:
+        consumer = Consumer(client, "gateway")
+        fetching = asyncio.create_task(consumer.fetch())
+        await until(lambda: _is(lambda: bool(consumer._wanted)))
+        await asyncio.sleep(0)
+        await consumer.receive(Msg(client))
+        for _ in range(moments):
+            await asyncio.sleep(0)
+        if fetching.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await fetching

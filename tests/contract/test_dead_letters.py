@@ -32,8 +32,17 @@ async def parked(world: World, model: Model, *poison: int) -> str:
     return bad
 
 
+async def park_all(world: World) -> None:
+    """As if each event in the log had failed: failing one by one, with what is logged of it, takes seconds."""
+    async with world.pool.acquire() as connection, connection.transaction():
+        await connection.execute(
+            "delete from seen; insert into dead_letters (position, subject, type, error)"
+            " select position, subject, type, 'made up' from fedota.events"
+        )
+
+
 async def _retry(world: World, model: Model, position: int) -> Retried:
-    return await retry(model.projection, world.pool, world.log, position)
+    return await retry(model.projection, world.pool, position)
 
 
 @pytest.mark.parametrize("poison", [1, 4, 6])
@@ -103,6 +112,17 @@ async def test_retried_twice_it_takes_effect_once(relayed: Ground) -> None:
             await _retry(world, model, 8)
 
 
+async def test_more_retries_at_once_than_there_are_connections(relayed: Ground) -> None:
+    """Who holds the lock needs no other connection: all the rest may be in the hands of those that wait for it."""
+    async with projecting(relayed, model := Model()) as world:
+        await world.reaches(await relayed.record(*(created() for _ in range(12))))
+        await park_all(world)
+        async with asyncio.timeout(15):
+            answers = await asyncio.gather(*(_retry(world, model, position) for position in range(1, 13)))
+        assert answers == [Retried(handled=1, left=0)] * 12
+        assert await world.positions() == list(range(1, 13))
+
+
 async def test_a_crash_between_reaction_and_commit_of_a_retry(relayed: Ground) -> None:
     """Nothing is half done: it stays parked, and the next retry gives it its effect."""
     async with projecting(relayed, model := Model()) as world:
@@ -145,7 +165,7 @@ async def test_what_arrives_during_a_retry_keeps_its_place(relayed: Ground) -> N
         whole = model.projection
         slow = type(whole)(tables=whole.tables, names=whole.names, write=noting, reactions=whole.reactions)
         model.going.clear()
-        retrying = asyncio.create_task(retry(slow, world.pool, world.log, 5))
+        retrying = asyncio.create_task(retry(slow, world.pool, 5))
         await until(lambda: _waits_for_checkpoint(relayed, 0), "the retry holds the checkpoint")
         position = await relayed.record(requested(bad, "E"), requested(bad, "F"))
         await until(lambda: _waits_for_checkpoint(relayed, 1), "the live projection waits")
@@ -153,7 +173,7 @@ async def test_what_arrives_during_a_retry_keeps_its_place(relayed: Ground) -> N
         await retrying
         await world.reaches(position)
         if await world.parked():  # they came before the retry's last step, and behind what it had to do
-            assert (await retry(slow, world.pool, world.log, 8)).left == 0
+            assert (await retry(slow, world.pool, 8)).left == 0
         assert await world.positions() == list(range(1, 10)) and await world.parked() == []
         assert [one for one in model.reactions if one in (5, 6, 8, 9)] == [5, 6, 8, 9]
 

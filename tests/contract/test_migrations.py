@@ -206,7 +206,37 @@ async def test_the_command_migrates_a_database_anywhere(tmp_path: Path) -> None:
         incomplete = await command("--roles", str(roles), FEDOTA_DATABASE_URL=url)
         assert incomplete.exit_code == 1 and "must have a password for each of these" in incomplete.stderr
     gone = await command("--check", FEDOTA_DATABASE_URL=url)
-    assert gone.exit_code == 1 and "it is as it was" in gone.stderr and "Traceback" not in gone.output
+    assert gone.exit_code == 1 and "could not be found out" in gone.stderr and "Traceback" not in gone.output
+    roles.write_text(json.dumps(dict.fromkeys(PROCESSES, "made-up")))
+    gone = await command("--roles", str(roles), FEDOTA_DATABASE_URL=url)
+    assert gone.exit_code == 1 and "was not migrated, it is as it was" in gone.stderr
+
+
+async def test_a_data_directory_on_the_command_line_wins(tmp_path: Path) -> None:
+    """Over a variable that is forgotten in the shell; an empty one is none at all; a wrong one is told in words."""
+    path, url = str(tmp_path / "none"), "postgresql://a:b@127.0.0.1:99999/x"
+    for options, given, words in (
+        (["--data-dir", path], url, f"There is no embedded database in {path}"),
+        ([], "", "There is no embedded database in"),
+        ([], url, "FEDOTA_DATABASE_URL is not a valid address: Port out of range"),
+        ([], url.replace("99999", "many"), "FEDOTA_DATABASE_URL is not a valid address"),
+    ):
+        found = await command("--check", *options, FEDOTA_DATABASE_URL=given, XDG_DATA_HOME=str(tmp_path))
+        assert (found.exit_code, found.stdout) == (1, "") and words in found.stderr, found.output
+        assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("change", ["position = 0", "time = '1999-12-31T23:59:59Z'", "time = '2026-01-31 BC'"])
+async def test_what_an_audit_would_pass_by_is_not_taken(ground: Ground, change: str) -> None:
+    """Not even from a superuser who has shut off the guard."""
+    await ground.record(created())
+    connection = await asyncpg.connect(ground.database_url)
+    try:
+        await connection.execute("alter table fedota.events disable trigger append_only")
+        with pytest.raises(asyncpg.CheckViolationError):
+            await connection.execute(f"update fedota.events set {change}")
+    finally:
+        await connection.close()
 
 
 async def test_the_command_migrates_the_platform_of_a_data_directory(tmp_path: Path) -> None:

@@ -6,15 +6,19 @@ from typing import Any, TypeVar
 import msgspec
 import nats.errors
 import pytest
+from msgspec import structs
 
 from fedota.contracts import subjects
 from fedota.contracts.operations import DeadLetter, DeadLetterRequest, DeadLetters, ProjectionStatus, Retried, Work
 from fedota.errors import FedotaError
-from fedota.events import to_json
+from fedota.events import Event, to_json
+from fedota.events.problems import ProblemCreated
 from fedota.kernel.bus import Bus
+from fedota.kernel.database import Pool
 from fedota.kernel.projection import Projection
 from tests.contract.ground import Ground, created, requested
 from tests.contract.models import Model, projecting
+from tests.contract.test_dead_letters import park_all
 from tests.support.services import new_id, until
 
 T = TypeVar("T")
@@ -133,6 +137,44 @@ async def test_dead_letters_are_listed_retried_and_dropped(relayed: Ground) -> N
         assert (await ask(world.bus, "status", ProjectionStatus)).parked == 0
         with pytest.raises(FedotaError, match="no dead letter"):
             await ask(world.bus, "drop", DeadLetter, about(2))
+
+
+async def test_many_retries_at_once_leave_connections_to_their_reactions(relayed: Ground) -> None:
+    """On as many streams, and more of them than the pool has connections."""
+    model, pools = Model(), list[Pool]()
+
+    async def react(event: Event, _: ProblemCreated) -> None:
+        await pools[0].fetchval("select 1")
+        model.reactions.append(event.position)
+
+    model.projection = structs.replace(model.projection, reactions={ProblemCreated: react})
+    async with projecting(relayed, model) as world:
+        pools.append(world.pool)
+        await world.reaches(await relayed.record(*(created() for _ in range(12))))
+        await park_all(world)
+        model.reactions.clear()
+        asking = [ask(world.bus, "retry", Retried, about(position)) for position in range(1, 13)]
+        assert await asyncio.gather(*asking) == [Retried(handled=1, left=0)] * 12
+        assert sorted(model.reactions) == await world.positions() == list(range(1, 13))
+
+
+async def test_the_metric_counts_what_is_parked_without_being_asked_for_readiness(relayed: Ground) -> None:
+    """After a restart, after a drop and after a retry."""
+    await relayed.record(created(), created())
+    async with projecting(relayed, Model()) as world:
+        await world.reaches(2)
+        await park_all(world)
+    async with projecting(relayed, Model()) as world:
+
+        async def counted(parked: float) -> bool:
+            return world.service.registry.get_sample_value("fedota_dead_letters") == parked
+
+        await until(lambda: status(world.bus), "it answers")
+        await until(lambda: counted(2))
+        await ask(world.bus, "drop", DeadLetter, about(1))
+        assert await counted(1)
+        await ask(world.bus, "retry", Retried, about(2))
+        assert await counted(0)
 
 
 @pytest.mark.parametrize(

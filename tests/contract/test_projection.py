@@ -143,6 +143,23 @@ async def test_who_has_lost_its_turn_without_knowing_it_does_no_harm(relayed: Gr
         assert world.projector.position == await world.pool.fetchval("select position from checkpoint") == 3
 
 
+async def test_a_lease_that_is_lost_is_taken_again_though_no_event_comes(relayed: Ground) -> None:
+    """Its connection was cut while nothing happened: another of the name would think that it is alone."""
+    leases = """
+    select pid from pg_locks where locktype = 'advisory' and objsubid = 2 and objid = 1 and granted
+        and database = (select oid from pg_database where datname = current_database())
+    """
+    async with projecting(relayed, Model()) as world, relayed.superuser() as connection:
+        await world.reaches(await relayed.record(created()))
+        holder = await connection.fetchval(leases)
+        await connection.execute("select pg_terminate_backend($1)", holder)
+
+        async def held_again() -> bool:
+            return await connection.fetchval(leases) not in (None, holder)
+
+        await until(held_again, "somebody holds the lease")
+
+
 async def test_poison_parks_its_stream_and_the_rest_goes_on(relayed: Ground) -> None:
     """In its order, from the poisoned event on; what is parked shows in readiness; nothing of it is half done."""
     model, bad, good = Model(), new_id(), new_id()

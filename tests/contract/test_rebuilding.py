@@ -6,6 +6,7 @@ from collections.abc import Awaitable
 from pathlib import Path
 
 import asyncpg
+import msgspec
 import pytest
 
 from fedota.contracts.operations import Difference
@@ -13,9 +14,11 @@ from fedota.errors import FedotaError
 from fedota.events import Event
 from fedota.kernel import rebuilding
 from fedota.kernel.database import Pool
+from fedota.kernel.read_models import Projection
 from fedota.kernel.rebuilding import rebuild, verify
+from fedota.kernel.tables import Put, writing
 from tests.contract.ground import Ground, created, requested
-from tests.contract.models import Model, World, projecting
+from tests.contract.models import TABLES, Model, World, projecting
 from tests.support.services import new_id, until
 
 REBUILDER = "tests.contract.rebuilder"
@@ -279,3 +282,176 @@ async def test_a_database_that_goes_away_on_the_way(relayed: Ground) -> None:
         with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
             await working
         assert await rebuild(model.projection, world.pool, world.log) == 20 and hit
+
+
+async def test_one_who_is_cancelled_leaves_no_tables(relayed: Ground) -> None:
+    """Not even those that were made a moment before: in a pooled connection they would hide the live ones."""
+    model = Model()
+    await relayed.record(created())
+    async with projecting(relayed, model) as world:
+        await world.reaches(1)
+        slow = msgspec.structs.replace(model.projection, tables=f"{TABLES} commit; select pg_sleep(60)")
+        working = asyncio.create_task(_coroutine(verify(slow, world.pool, world.log)))
+        await until(lambda: _has_temporary(relayed, True), "its tables are made")
+        working.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await working
+        await until(lambda: _has_temporary(relayed, False), "they are gone")
+
+
+async def _has_temporary(ground: Ground, wanted: bool) -> bool:
+    async with ground.superuser() as connection:
+        query = "select exists (select from pg_class where relname = 'seen' and relpersistence = 't')"
+        return bool(await connection.fetchval(query)) == wanted
+
+
+@pytest.mark.parametrize("trouble", [ValueError("made up"), asyncio.CancelledError()])
+async def test_what_fails_when_all_is_done(
+    relayed: Ground, monkeypatch: pytest.MonkeyPatch, trouble: BaseException
+) -> None:
+    """It does not make a rebuild fail whose tables are in place, and no connection is given back with tables in it."""
+    model, clear, calls = Model(), rebuilding._Copy._clear, list[rebuilding._Copy]()
+
+    async def clear_once(copy: rebuilding._Copy) -> None:
+        calls.append(copy)
+        if calls.count(copy) > 1:
+            raise trouble
+        await clear(copy)
+
+    await relayed.record(created(), created())
+    async with projecting(relayed, model) as world:
+        await world.reaches(2)
+        monkeypatch.setattr(rebuilding._Copy, "_clear", clear_once)
+        await world.pool.execute("truncate seen")
+        assert await rebuild(model.projection, world.pool, world.log) == 2
+        assert await world.positions() == [1, 2]
+        if isinstance(trouble, Exception):
+            assert await verify(model.projection, world.pool, world.log) == (2, [])
+        else:
+            with pytest.raises(asyncio.CancelledError):
+                await verify(model.projection, world.pool, world.log)
+        await until(lambda: _has_temporary(relayed, False), "they are gone with their session")
+
+
+async def test_one_who_is_cancelled_too_late_succeeds(relayed: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is committed meanwhile is not said to have failed."""
+    model, replace, replaced = Model(), rebuilding._Copy.replace_live, asyncio.Event()
+
+    async def replace_and_tell(copy: rebuilding._Copy) -> int:
+        rows = await replace(copy)
+        replaced.set()
+        return rows
+
+    monkeypatch.setattr(rebuilding._Copy, "replace_live", replace_and_tell)
+    await relayed.record(created(), created())
+    async with projecting(relayed, model) as world:
+        await world.reaches(2)
+        await world.pool.execute("truncate seen")
+        working = asyncio.create_task(_coroutine(rebuild(model.projection, world.pool, world.log)))
+        await replaced.wait()
+        working.cancel()
+        assert await working == 2
+        assert await world.positions() == [1, 2]
+
+
+async def test_several_readers_one_after_another(relayed: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound is for all tables together: who waits for the first does not wait for the readers of the others too."""
+    monkeypatch.setattr(rebuilding, "_LOCK_SECONDS", 0.4)
+    model, tries = _with_more(Model()), _tries(monkeypatch)
+    await relayed.record(created())
+    async with projecting(relayed, model) as world:
+        await world.reaches(1)
+        async with asyncio.TaskGroup() as readers:
+            for name in ("more", "most"):
+                begun = asyncio.Event()
+                readers.create_task(_read_until_waited_for(relayed, name, begun))
+                await begun.wait()
+            assert await rebuild(model.projection, world.pool, world.log) == 1
+    assert len(tries) > 1
+
+
+def _with_more(model: Model) -> Model:
+    """Two more tables."""
+    tables = f"{TABLES} create table if not exists more (x int); create table if not exists most (x int);"
+    model.projection = msgspec.structs.replace(model.projection, tables=tables, names=("seen", "more", "most"))
+    return model
+
+
+def _tries(monkeypatch: pytest.MonkeyPatch) -> list[rebuilding._Copy]:
+    tries, replace = list[rebuilding._Copy](), rebuilding._Copy.replace_live
+
+    async def replace_and_count(copy: rebuilding._Copy) -> int:
+        tries.append(copy)
+        return await replace(copy)
+
+    monkeypatch.setattr(rebuilding._Copy, "replace_live", replace_and_count)
+    return tries
+
+
+async def _read_until_waited_for(ground: Ground, name: str, begun: asyncio.Event) -> None:
+    """And then for 0.3 seconds more, which alone is not too long."""
+    async with ground.as_role("gateway") as reader, reader.transaction():
+        await reader.fetch(f"select from gateway.{name}")
+        begun.set()
+        await until(lambda: _is_waited_for(ground, name), f"the rebuild waits for {name}")
+        await reader.execute("select pg_sleep(0.3)")
+
+
+async def _is_waited_for(ground: Ground, name: str) -> bool:
+    async with ground.superuser() as connection:
+        query = "select exists (select from pg_locks where not granted and relation = to_regclass($1))"
+        return bool(await connection.fetchval(query, f"gateway.{name}"))
+
+
+async def test_a_reader_who_waits_for_it_too(relayed: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deadlock, which PostgreSQL ends: the rebuild is tried again."""
+    monkeypatch.setattr(rebuilding, "_LOCK_SECONDS", 20)
+    model, tries = _with_more(Model()), _tries(monkeypatch)
+    await relayed.record(created())
+    async with projecting(relayed, model) as world, relayed.as_role("gateway") as reader:
+        await world.reaches(1)
+        async with reader.transaction():
+            await reader.fetch("select from gateway.more")
+            working = asyncio.create_task(rebuild(model.projection, world.pool, world.log))
+            await until(lambda: _is_waited_for(relayed, "more"), "the rebuild waits for the reader")
+            assert await reader.fetchval("select count(*) from gateway.seen") == 1
+        assert await working == 1 and len(tries) > 1
+
+
+async def test_tables_of_another_version(relayed: Ground) -> None:
+    """What they do not take is not parked: a rebuild is asked for, gives them their new shape, and all goes on."""
+    old, new = Model(), Model()
+    columns = "position bigint primary key, subject text not null"
+    old.projection = _projection(f"create table if not exists seen ({columns});", "subject")
+    index = "create index if not exists seen_by_type on seen (type);"
+    new.projection = _projection(
+        f"create table if not exists seen ({columns}, type text not null); {index}", "subject", "type"
+    )
+    await relayed.record(created(), created(), created())
+    async with projecting(relayed, old) as world:
+        await world.reaches(3)
+    await relayed.record(created())
+    async with projecting(relayed, new) as world:
+        await until(lambda: _says(world, "Run `fedota projections rebuild gateway`"), "it says what to do")
+        with pytest.raises(FedotaError, match=r"another version of this program made its tables \(seen\)"):
+            await world.projector.check()
+        assert (await world.positions(), await world.parked()) == ([1, 2, 3], [])
+        assert await rebuild(new.projection, world.pool, world.log) == 3
+        await world.reaches(4)
+        await world.reaches(await relayed.record(created()))
+        assert await verify(new.projection, world.pool, world.log) == (5, [])
+        assert await world.pool.fetchval("select count(*) from seen where type = 'ProblemCreated'") == 5
+        assert await world.parked() == []
+        await until(lambda: _says(world, ""), "it says nothing any more")
+
+
+def _projection(tables: str, *names: str) -> Projection:
+    def changes(event: Event) -> list[Put]:
+        return [Put("seen", {"position": event.position}, {name: getattr(event, name) for name in names})]
+
+    return Projection(tables=tables, names=("seen",), write=writing(changes, "seen"))
+
+
+async def _says(world: World, wanted: str) -> bool:
+    said = world.projector.stopped or ""
+    return wanted in said if wanted else not said

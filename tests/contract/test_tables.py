@@ -165,7 +165,7 @@ async def test_a_batch_takes_few_statements(connection: Any) -> None:
     with connection.query_logger(lambda query: statements.append(query.query)):
         await tables.write(connection, [Drop("things", key), *changes])
         await asyncio.sleep(0)  # what is logged is told a moment later
-    assert len(statements) == 2
+    assert len(statements) == 3  # where the tables are, the drop, the put
     assert await connection.fetchval("select array_agg(said::int order by said::int) from things") == [
         *range(950, 1000)
     ]
@@ -186,3 +186,12 @@ async def test_a_table_that_grows_is_not_changed_too(connection: Any) -> None:
     with pytest.raises(ValueError, match="added to the table lines and changed too"):
         await Tables("lines").write(connection, [Add("lines", row), Set("lines", {"number": 1}, {"said": "b"})])
     assert await connection.fetchval("select count(*) from lines") == 0
+
+
+async def test_tables_that_were_made_anew(connection: Any) -> None:
+    """With other columns, under the same names: the next batch knows."""
+    tables, word = Tables("words"), {"word": "a"}
+    await tables.write(connection, [Put("words", word, {"meaning": "b"})])
+    await connection.execute("drop table words; create table words (word text primary key, meaning json, more int)")
+    await tables.write(connection, [Put("words", word, {"meaning": ["b"], "more": 1})])
+    assert [tuple(row) for row in await connection.fetch("select * from words")] == [("a", '["b"]', 1)]

@@ -1,7 +1,9 @@
 """PostgreSQL is killed whole, its connections are cut one by one, while clients append and command."""
 
 import asyncio
+import os
 import random
+import signal
 from pathlib import Path
 from typing import Final
 
@@ -9,11 +11,13 @@ import asyncpg
 import pytest
 
 from fedota.errors import FedotaError
+from tests.contract.ground import created
+from tests.contract.models import Model, World, projecting
 from tests.contract.test_append_only import APPEND, arguments
 from tests.faults.checker import check
 from tests.faults.load import Load, a_report, an_append
 from tests.faults.stand import USUAL, Stand
-from tests.support.services import new_id
+from tests.support.services import new_id, until
 
 _CUT: Final = 10  # connections for one fault
 _CUT_ONE: Final = """
@@ -40,6 +44,35 @@ async def test_what_was_accepted_survives_a_kill_of_postgresql(
         await stand.is_well(*USUAL)
         found = await check(stand, load.ledger, chance)
         assert min(found) >= faults
+
+
+async def test_rows_that_a_kill_takes_back_are_missed_though_no_event_comes(tmp_path: Path) -> None:
+    """Nothing had brought the commit of rows and checkpoint to the disk: they are projected again by themselves."""
+    async with Stand.up(tmp_path, ["relay"]) as stand, stand.log("problems") as log:
+        stand.logs["problems"] = log
+        async with projecting(stand, model := Model()) as world:
+            await world.reaches(await stand.record(created()))
+            async with stand.superuser() as connection:
+                writer = await connection.fetchval("select pid from pg_stat_activity where backend_type = 'walwriter'")
+            os.kill(writer, signal.SIGSTOP)
+            await world.reaches(await stand.record(created()))
+            await stand.postgres.kill()
+            await stand.postgres.start()
+            await until(lambda: _has_rows(world, [1, 2]), "the rows are there again")
+            assert model.reactions[-2:] == [2, 2], "they had been lost"
+            await world.reaches(2)
+            await until(lambda: _is_well(world), "readiness has nothing to say")
+
+
+async def _has_rows(world: World, positions: list[int]) -> bool:
+    try:
+        return await world.positions() == positions
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):  # the pool has connections that ended
+        return False
+
+
+async def _is_well(world: World) -> bool:
+    return await world.service.failures() == {}
 
 
 async def test_connections_that_are_cut_at_random_cost_nothing(

@@ -181,7 +181,7 @@ class Projected(RuleBasedStateMachine):
         name = self.parked.get(position)
         waiting = [one for one, subject in self.parked.items() if subject == name]
         for _ in range(2):
-            work = dead_letters.retry(self.projection, self.world.pool, self.world.reader, self.begun + position)
+            work = dead_letters.retry(self.projection, self.world.pool, self.begun + position)
             retried = self.world.run(work)
             if name in self.poisoned:
                 assert (retried.handled, retried.left) == (0, len(waiting)) and "PoisonedError" in retried.error

@@ -36,6 +36,8 @@ async def resources(service, kind):
         await asyncio.sleep(60)
     if kind == "failing":
         raise OSError("no disk")
+    if kind == "mistaken":
+        raise LookupError("Set the disk.")
     async with service.running("work", work(kind), vital=kind == "vital"):
         yield
 
@@ -45,7 +47,7 @@ def create_app():
     return app
 
 process.configure_logging("test", "info")
-process.run(create_app, host="127.0.0.1", port=0, directory=Path.cwd(), follow_parent=True)
+process.run(create_app, host="127.0.0.1", port=0, directory=Path.cwd(), follow_parent=True, mistakes=(LookupError,))
 """
 
 
@@ -139,8 +141,15 @@ def test_a_failed_start_is_told(tmp_path: Path, children: list[Child]) -> None:
     """In the log and by the exit code."""
     children.append(child := Child(tmp_path, "failing"))
     code, log = child.ended()
-    assert code == 1 and '"error": "no disk"' in log
+    assert code == 1 and '"error": "no disk"' in log and "Traceback" in log
     assert not (tmp_path / "ready.json").exists()
+
+
+def test_a_mistake_of_who_runs_it_is_a_sentence(tmp_path: Path, children: list[Child]) -> None:
+    """What to do about it, and not where in the program it was noticed."""
+    children.append(child := Child(tmp_path, "mistaken"))
+    code, log = child.ended()
+    assert code == 1 and '"error": "Set the disk."' in log and "Traceback" not in log
 
 
 def test_without_vital_work_it_ends(tmp_path: Path, children: list[Child]) -> None:

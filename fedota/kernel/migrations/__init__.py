@@ -202,11 +202,15 @@ def migration_files() -> list[tuple[str, str]]:
 
 
 async def _grant(connection: asyncpg.Connection) -> None:
+    database = await connection.fetchval("select quote_ident(current_database())")
     for process in PROCESSES:
         role = role_of(process)
+        await connection.execute(f"grant connect on database {database} to {role}")  # everybody may, unless revoked
         await connection.execute(f"grant usage on schema fedota to {role}")
         await connection.execute(f"grant select on fedota.events, fedota.head to {role}")
     for process in PROJECTING:
+        # where the past is worked out, and a rebuild is compared
+        await connection.execute(f"grant temporary on database {database} to {role_of(process)}")
         # a schema of its own, where it alone keeps its read model, and one where it builds the next
         for schema in (process, f"{process}_next"):
             await connection.execute(f"create schema if not exists {schema} authorization {role_of(process)}")

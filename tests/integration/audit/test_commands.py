@@ -1,6 +1,7 @@
 """`fedota audit` as an auditor runs it: from a log anywhere, with the bucket or with copies, as one file for others."""
 
 import asyncio
+import json
 import os
 import sys
 from asyncio.subprocess import PIPE
@@ -13,8 +14,8 @@ from click.testing import CliRunner
 
 from fedota.audit.store import file_name
 from fedota.cli import main
+from fedota.kernel.files import private_directory, write_private
 from tests.integration.audit.conftest import SCRIPT, World
-from tests.support.services import new_id
 
 
 class Outcome(NamedTuple):
@@ -86,6 +87,67 @@ async def test_an_export_may_end_earlier(told: World) -> None:
     assert found.returncode == 1 and "(format)" in found.stderr and "Traceback" not in found.stderr, found
 
 
+async def test_an_export_replaces_nothing_that_it_was_not_told_to(told: World, tmp_path: Path) -> None:
+    """A file stays as it is without --force; a pipe is written to; what cannot be written to is told as that."""
+    file, pipe = tmp_path / "export.ndjson", tmp_path / "pipe"
+
+    async def export(output: Path, *more: str) -> Outcome:
+        key = ("--public-key", str(told.public_key_file))
+        return await audit("export", "--output", str(output), *key, *more, **elsewhere(told))
+
+    file.write_text("kept")
+    found = await export(file)
+    assert (found.returncode, file.read_text()) == (1, "kept")
+    assert "is there already" in found.stderr
+    assert (await export(file, "--force")).returncode == 0
+    os.mkfifo(pipe)
+    reading = asyncio.create_task(asyncio.to_thread(pipe.read_bytes))
+    found = await export(pipe)
+    assert (found.returncode, found.stdout, pipe.is_fifo()) == (0, "", True), found
+    assert await reading == file.read_bytes()
+    for output, words in ((Path("/dev/full"), "No space left"), (tmp_path / "none" / "x", "No such file")):
+        found = await export(output)
+        assert (found.returncode, found.stdout) == (1, "")
+        assert found.stderr.startswith(f"Error: The export cannot be written to {output}: {words}"), found
+    assert Path("/dev/full").is_char_device()
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["export.ndjson", "pipe"]
+
+
+async def test_a_data_directory_on_the_command_line_wins(told: World, tmp_path: Path) -> None:
+    """With all that belongs to it: nothing of a platform that the environment names is mixed in, nor the other way."""
+    directory = private_directory(tmp_path / "fedota" / "processes" / "auditor")
+    access = told.ground.servers.s3_audit["auditor"]
+    given = {
+        "database_url": told.ground.role_url("auditor").reveal(),
+        "s3_url": access.url,
+        "s3_audit_access_key": access.access_key,
+        "s3_audit_secret_key": access.secret_key,
+        "public_key_file": str(told.public_key_file),
+    }
+    write_private(directory / "settings.json", json.dumps(given).encode())
+    shut = {
+        "FEDOTA_DATABASE_URL": "postgresql://a:b@127.0.0.1:1/x",
+        "FEDOTA_S3_URL": "http://127.0.0.1:1",
+        "XDG_DATA_HOME": str(tmp_path),
+    }
+    here = await audit("verify", "--data-dir", str(tmp_path / "fedota"), **shut)
+    assert (here.returncode, "All fits (events: 30" in here.stdout) == (0, True), here
+    environment = {**shut, "FEDOTA_DATABASE_URL": given["database_url"]}
+    there = await audit("verify", "--public-key", str(told.public_key_file), **environment)
+    assert there.returncode == 1 and "Where the checkpoints are is not known" in there.stderr, there
+    empty = await audit("verify", **{**shut, "FEDOTA_DATABASE_URL": ""})
+    assert (empty.returncode, "All fits (events: 30" in empty.stdout) == (0, True), empty
+
+
+async def test_the_script_says_which_file_is_missing(told: World, tmp_path: Path) -> None:
+    """The export or the key; nothing is called wrong that was not seen."""
+    file, none = await told.export(), str(tmp_path / "none")
+    for argv in ((none,), (str(file), "--public-key", none)):
+        found = await script(*argv)
+        assert found.returncode == 1
+        assert found.stderr == f"Nothing was verified: {none} cannot be read (No such file or directory).\n"
+
+
 async def test_copies_of_checkpoints_do_as_well(world: World, tmp_path: Path) -> None:
     """An auditor keeps them where nobody of the platform reaches them; what is wrong is said with its position."""
     await world.story()
@@ -119,7 +181,7 @@ async def test_what_is_missing_is_said_in_words(told: World, tmp_path: Path, mis
     """One sentence, exit status 1."""
     environment = {name: value for name, value in elsewhere(told).items() if name != missing}
     options = [] if missing == "--public-key" else ["--public-key", str(told.public_key_file)]
-    found = await audit("verify", "--data-dir", str(tmp_path / new_id()), *options, **environment)
+    found = await audit("verify", *options, **environment, XDG_DATA_HOME=str(tmp_path))
     assert (found.returncode, found.stdout) == (1, "")
     assert found.stderr.startswith("Error: ") and words in found.stderr and found.stderr.count("\n") == 1
 
@@ -130,6 +192,9 @@ async def test_what_does_not_answer_is_said_in_words(told: World) -> None:
     for change, words in {
         "FEDOTA_DATABASE_URL": (url.replace("made-up", "wrong"), "does not let the auditor read the log"),
         "FEDOTA_DATABASE_URL ": ("postgresql://a:b@127.0.0.1:1/x", "The database does not answer"),
+        "FEDOTA_DATABASE_URL   ": (f"{url}s", "The database refuses to be read: database"),
+        "FEDOTA_DATABASE_URL    ": ("postgresql://a:b@127.0.0.1:99999/x", "is not a valid address: Port out of range"),
+        "FEDOTA_DATABASE_URL     ": ("nonsense", "address is not valid"),
         "FEDOTA_DATABASE_URL  ": (told.ground.servers.admin_url, "holds no event log"),
         "FEDOTA_S3_AUDIT_SECRET_KEY": ("wrong", "The object store refused what we asked of fedota-audit"),
     }.items():

@@ -81,6 +81,22 @@ async def closed_up(connection: Tampered) -> None:
     await connection.execute("update fedota.head set position = position - 1")
 
 
+COLUMNS: Final = "id, type, schema, subject, version, time, actor, correlation, causation, traceparent, data, hash"
+UNBOUND: Final = """
+alter table fedota.events drop constraint events_pkey, drop constraint events_id_key,
+    drop constraint events_subject_version_key
+"""
+
+
+def beside(position: str) -> str:
+    """A copy of event 10 at another place, in a stream that its owner reads."""
+    columns = COLUMNS.replace("id,", "gen_random_uuid(),", 1).replace("version", "version + 100")
+    return (
+        f"insert into fedota.events (position, {COLUMNS})"
+        f" select {position}, {columns} from fedota.events where position = 10"
+    )
+
+
 def sql(*statements: str) -> Callable[[Tampered], Awaitable[None]]:
     """What a few statements do."""
 
@@ -110,6 +126,9 @@ CASES: Final = {
     "data that is no text": edit("data = '\\xff00'"),
     "actor": edit("actor = 'nobody'"),
     "time": edit("time = time + interval '1 microsecond'"),
+    "time of another era": edit(
+        "time = (to_char(time at time zone 'utc', 'YYYY-MM-DD HH24:MI:SS.US') || '+00 BC')::timestamptz"
+    ),
     "id": edit("id = gen_random_uuid()"),
     "cause": edit("causation = null"),
     "version": edit("version = version + 100"),
@@ -129,6 +148,11 @@ CASES: Final = {
     "insertion": Case(lambda connection: put_in(connection, 7), "inserted", 7, ("edited", 7)),
     "insertion before the last": Case(lambda connection: put_in(connection, 30), "inserted", 30, ("edited", 30)),
     "insertion with a hash that fits": Case(put_in_fitting, "inserted", 7, ("edited", 8)),
+    "insertion before the first": Case(sql(beside("0")), "inserted", 0),
+    "insertion far before the first": Case(sql(beside("-9223372036854775808")), "inserted", -9223372036854775808),
+    "insertion of the same": Case(
+        sql(UNBOUND, "insert into fedota.events select * from fedota.events where position = 7"), "inserted", 7
+    ),
     "cut off": Case(lambda connection: cut_off(connection, 18), "truncated", 19),
     "cut off, and the head row forgotten": Case(sql("delete from fedota.events where position > 28"), "truncated", 29),
     "emptied": Case(
@@ -154,9 +178,52 @@ async def test_what_a_superuser_does_is_found(told: World, script: Script, name:
         report = await told.verify()
         (finding,) = report.findings
         assert (finding.kind, finding.position) == (case.kind, case.position), finding
-        assert report.covered == max(covered for covered in (0, 10, 20, 25) if covered < case.position), report
-        with pytest.raises(SystemExit, match=rf"\({kind}\).*\b{position}\b"):
+        assert report.covered == max((n for n in (0, 10, 20, 25) if n < case.position), default=0), report
+        with pytest.raises(SystemExit, match=rf"\({kind}\).*(?<!\d){position}\b"):
             script(await told.export(), told.public_key_file)
+
+
+async def test_rows_at_the_border_of_a_page_or_at_none_are_found(told: World) -> None:
+    """A page would end before the second one; no page has a row without a position, though services read it."""
+    async with told.tampered() as connection:
+        fill = "insert into fedota.events select position, gen_random_uuid()" + COLUMNS.removeprefix("id")
+        await connection.execute(UNBOUND)
+        await connection.execute(f"{fill} from fedota.events, generate_series(1, 1000) where position = 1")
+        pages = [page async for page in told.log.pages(0, 30)]
+        assert [len(page) for page in pages] == [1001, 29]
+    async with told.tampered() as connection:
+        await connection.execute(UNBOUND)
+        await connection.execute("alter table fedota.events alter position drop not null")
+        await connection.execute(beside("null"))
+        report = await told.verify()
+    assert [(finding.kind, finding.position) for finding in report.findings] == [("inserted", 31)]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("alter table fedota.events disable trigger append_only", "events is not guarded"),
+        ("alter table fedota.requests enable trigger append_only", "requests is not guarded"),
+        ("alter table fedota.events enable row level security", "events shows some people some rows only"),
+        ("create rule other as on insert to fedota.head do also nothing", "head has the rule other"),
+        (
+            "create trigger other before insert on fedota.events for each row execute function fedota.refuse_change()",
+            "events has the trigger other",
+        ),
+        ("create table public.more () inherits (fedota.events)", "events has rows of another table"),
+        (
+            "alter table fedota.requests rename to hidden; create view fedota.requests as select * from fedota.hidden",
+            "requests is not a table",
+        ),
+    ],
+)
+async def test_tables_that_are_not_as_they_were_made_are_found(told: World, change: str, words: str) -> None:
+    """By any of these, others could be shown another log than the auditor, or it be changed unseen."""
+    async with told.tampered() as connection:
+        await connection._connection.execute(change)
+        (finding, *_) = (await told.verify()).findings
+    assert (finding.kind, finding.position, finding.checkpoint) == ("guards", None, None)
+    assert words in finding.words, finding
 
 
 async def test_what_nobody_touched_fits(told: World, script: Script, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,6 +257,11 @@ def altered(world: World) -> None:
 def garbage(world: World) -> None:
     """Of any size."""
     world.plant(3, b"\xff" * 100_000)
+
+
+def emptied(world: World) -> None:
+    """An object without a byte: it has no range to be read."""
+    world.plant(3, b"")
 
 
 def deleted(world: World) -> None:
@@ -226,6 +298,7 @@ def signed_again(world: World) -> None:
         (forged, "checkpoint_forged", 3),
         (altered, "checkpoint_forged", 3),
         (garbage, "checkpoint_forged", 3),
+        (emptied, "checkpoint_forged", 3),
         (deleted, "checkpoint_missing", 3),
         (first_deleted, "checkpoint_missing", 1),
         (all_deleted, "checkpoint_missing", 1),

@@ -123,7 +123,7 @@ async def test_a_file_goes_from_the_browser_to_the_object_store(
     await platform.record(platform.story(problem_id)[0])
     model = tmp_path / "model.safetensors"
     model.write_bytes(os.urandom(100_000))
-    url, access, secret, bucket = servers.s3
+    url, access, secret, bucket, _ = servers.s3
     settings = StorageSettings(
         database_url=Secret(""),
         nats_url="",

@@ -31,6 +31,7 @@ class Process:
             DeadLetter(position=position, subject=f"rounds/{stream}", type="RoundUpdated", error="why", parked=NOW)
             for position, stream in ((2, "a"), (3, "b"), (4, "a"))
         ]
+        self.retried = Retried(handled=1, left=1, error="again")
         self.asked: list[tuple[str, Any]] = []
 
     async def answer(self, subject: str, body: bytes) -> bytes:
@@ -48,7 +49,7 @@ class Process:
             case "dead_letters":
                 return to_json(DeadLetters(dead_letters=self.letters))
             case "retry":
-                return to_json(Retried(handled=1, left=1, error="again"))
+                return to_json(self.retried)
         request = msgspec.json.decode(body, type=DeadLetterRequest)
         return to_json(msgspec.structs.replace(self.letters[0], state="dropped", dropped_by=request.actor))
 

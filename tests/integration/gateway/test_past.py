@@ -4,9 +4,11 @@ from typing import Any
 from uuid import uuid4
 
 import aiohttp
+import asyncpg
 import msgspec
 import pytest
 
+from fedota.kernel.migrations import PROCESSES, PROJECTING
 from gateway import reads
 from gateway.parts import PARTS
 
@@ -160,6 +162,8 @@ async def test_events_are_asked_for_by_time_position_and_actor(platform: Any) ->
         for params, field in [
             ({"since": "yesterday"}, "since"),
             ({"since": "2026-11-24T10:00:00"}, "since"),
+            ({"since": "9999-12-31T23:59:59.999999-23:00"}, "since"),
+            ({"before": "0001-01-01T00:00:00+23:00"}, "before"),
             ({"before": "2026-13-01T00:00:00Z"}, "before"),
             ({"until": "x"}, "until"),
             ({"until": 3, "after": 4}, "until"),
@@ -231,3 +235,25 @@ async def _some(reply: aiohttp.ClientResponse) -> Any:
         alive += line == b": alive\n"
         if alive == 2:
             return
+
+
+async def test_the_past_can_be_worked_out_where_public_may_nothing(platform: Any) -> None:
+    """On a server that was shut for everybody, each process comes in, and makes the tables that it needs."""
+    problem_id = str(uuid4())
+    position = await platform.record(*platform.story(problem_id))
+    admin = await asyncpg.connect(platform.ground.database_url)
+    try:
+        database = await admin.fetchval("select quote_ident(current_database())")
+        await admin.execute(f"revoke all on database {database} from public")
+    finally:
+        await admin.close()
+    async with platform.client("operator") as operator:
+        path = f"/api/problems/{problem_id}"
+        assert (await body(await operator.get(path, params={"at": position})))["state"] == "running"
+    for process in PROCESSES:
+        connection = await asyncpg.connect(platform.ground.role_url(process).reveal())
+        assert await connection.fetchval(_TEMPORARY) is (process in PROJECTING), process
+        await connection.close()
+
+
+_TEMPORARY = "select has_database_privilege(current_database(), 'temporary')"

@@ -9,7 +9,7 @@ import re
 import secrets
 import sys
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from html import escape
 from pathlib import Path
@@ -53,6 +53,7 @@ TOKENS: Final[dict[str, dict[str, str]]] = {
     "anna, operator": {"role": "operator", "person": ANNA},
     "bert": {"role": "organization", "organization": "Clinic A", "person": BERT},
     "carl": {"role": "operator", "person": CARL},
+    "operator": {"role": "operator"},
     "setter": {"role": "setter"},
 }
 NEW: Final = {
@@ -73,14 +74,22 @@ class Doors:
         self.directory = directory
         self.key_file = directory / "people.key"
         write_private(self.key_file, secrets.token_hex(32).encode())
+        self.tokens_file = directory / "tokens.json"
         self._stack = stack
+
+    def hand_out(self, tokens: Mapping[str, Mapping[str, str]]) -> None:
+        """Write the tokens file, which every gateway reads."""
+        entries = [{"sha256": hashlib.sha256(name.encode()).hexdigest(), **token} for name, token in tokens.items()]
+        write_private(self.tokens_file, msgspec.json.encode(entries))
+
+    def take_out(self, *people: str) -> None:
+        """Write the tokens file anew without those who are named in it so."""
+        self.hand_out({name: token for name, token in TOKENS.items() if token.get("person") not in people})
 
     def settings(self, **more: Any) -> Settings:
         """A gateway's settings."""
-        entries = [{"sha256": hashlib.sha256(name.encode()).hexdigest(), **token} for name, token in TOKENS.items()]
-        tokens_file = self.directory / "tokens.json"
-        write_private(tokens_file, msgspec.json.encode(entries))
-        told = {"tokens_file": tokens_file, "people_key_file": self.key_file, "heartbeat": 0.2, **more}
+        self.hand_out(TOKENS)
+        told = {"tokens_file": self.tokens_file, "people_key_file": self.key_file, "heartbeat": 0.2, **more}
         return self.platform.settings(Settings, "gateway", **told)
 
     async def open(self) -> Running:
@@ -277,6 +286,7 @@ async def test_forgetting_holds_at_once_everywhere(doors: Doors, door: Running) 
         _frames(stream) as found,
     ):
         assert json.loads((await anext(found))["data"])["actor"] == f"{ANNA} (setter)"
+        doors.take_out(ANNA)
         with structlog.testing.capture_logs() as said:
             told = await forget(door, ANNA)
         assert told["forgotten"] and anna["id"] in told["remains"]
@@ -304,13 +314,14 @@ async def test_forgetting_holds_at_once_everywhere(doors: Doors, door: Running) 
     assert (await _rows(other))["problems"] == rows["problems"] and await _differences(doors.platform) == []
 
 
-async def test_an_operator_finds_what_a_person_did(door: Running) -> None:
+async def test_an_operator_finds_what_a_person_did(doors: Doors, door: Running) -> None:
     """By name, as long as that is known; a name is not looked for in what others did."""
     await published(door)
     await published(door, "carl")
     for name, expected in ((ANNA, [1]), (CARL, [2]), ("anna", [])):
         found = await read(door, "carl", "/api/events", actor=name)
         assert [event["position"] for event in found["events"]] == expected, name
+    doors.take_out(ANNA)
     await forget(door, ANNA)
     assert (await read(door, "carl", "/api/events", actor=ANNA))["events"] == []
 
@@ -318,6 +329,7 @@ async def test_an_operator_finds_what_a_person_did(door: Running) -> None:
 async def test_nobody_can_open_a_name_whose_key_is_gone(doors: Doors, door: Running) -> None:
     """Nothing in the database opens it, not with the key file either; coming back is being somebody new."""
     problem_id, _ = await published(door)
+    doors.take_out(ANNA)
     await forget(door, ANNA)
     held = await doors.everything()
     [actor] = [row["actor"] for row in await doors.log()]
@@ -325,6 +337,7 @@ async def test_nobody_can_open_a_name_whose_key_is_gone(doors: Doors, door: Runn
     assert not any(
         person.encode() in value for place, values in held.items() for value in values if place.startswith("people")
     )
+    doors.hand_out(TOKENS)
     again, _ = await published(door)
     async with doors.people() as people:
         assert await people.shown(actor) == f"{FORGOTTEN} (setter)"
@@ -340,10 +353,62 @@ async def test_forgetting_twice_is_as_good_as_once(doors: Doors, door: Running) 
     await published(door)
     async with doors.people() as people:
         [anna] = await people.listed()
+    doors.take_out(ANNA)
     told = await asyncio.gather(*(forget(door, anna.id) for _ in range(5)))
     assert sorted(one["forgotten"] for one in told) == [False] * 4 + [True]
     for who in (anna.id, ANNA, "a/b?c", "0" * 32):
         assert not (await forget(door, who))["forgotten"]
+
+
+async def test_nobody_is_forgotten_whom_a_token_names(doors: Doors, door: Running) -> None:
+    """With the next request that person would be known again: by name, by id, and before anything was done."""
+    await published(door)
+    async with doors.people() as people, client(door, "operator") as http:
+        [anna] = await people.listed()
+        for who in (ANNA, anna.id, BERT):
+            reply = await http.delete(f"/api/people/{quote(who, safe='')}")
+            problem = await reply.json()
+            assert (reply.status, problem["code"]) == (409, "person_named") and "Take that entry out" in problem[
+                "detail"
+            ]
+        assert await people.listed() == [anna]
+        doors.take_out(ANNA)
+        assert (await forget(door, anna.id))["forgotten"]
+
+
+async def test_who_was_taken_out_is_out(doors: Doors, door: Running) -> None:
+    """In the documented order, a token, a browser and a stream that it had open make nobody known again."""
+    await published(door)
+    jar = aiohttp.CookieJar(unsafe=True)
+    async with aiohttp.ClientSession(door.url, cookie_jar=jar) as browser, client(door, "anna") as http:
+        own = {"Sec-Fetch-Site": "same-origin"}
+        await browser.post("/sign-in", data={"token": "anna"}, headers=own)
+        assert (await browser.get("/api/problems")).status == 200
+        async with http.get("/api/events/stream") as stream:
+            doors.take_out(ANNA)
+            assert (await forget(door, ANNA, "operator"))["forgotten"]
+            async with asyncio.timeout(10):
+                await stream.content.read()  # to its end
+        assert (await browser.post("/api/problems", json=NEW, headers=own)).status == 401
+        assert (await http.post("/api/problems", json=NEW)).status == 401
+        assert (await browser.post("/sign-in", data={"token": "anna"}, headers=own)).status == 401
+    async with doors.people() as people:
+        assert await people.listed() == []
+
+
+async def test_a_request_that_was_begun_before_makes_nobody_known(doors: Doors, door: Running) -> None:
+    """Its body takes its time: meanwhile the token is taken out, and the person forgotten."""
+    await published(door)
+
+    async def slowly() -> AsyncIterator[bytes]:
+        doors.take_out(ANNA)
+        assert (await forget(door, ANNA, "operator"))["forgotten"]
+        yield json.dumps(NEW).encode()
+
+    async with client(door, "anna") as http, http.post("/api/problems", data=slowly(), expect100=True) as reply:
+        assert reply.status == 401
+    async with doors.people() as people:
+        assert await people.listed() == []
 
 
 async def test_who_asks_together_shares_a_question(doors: Doors, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,7 +510,7 @@ async def test_without_the_database_names_are_not_made_up(doors: Doors) -> None:
         people.actor("setter", ANNA),
         people.shown(actor),
         people.listed(),
-        people.forget(ANNA, by="operator"),
+        people.forget(ANNA, by="operator", named=()),
     ):
         with pytest.raises(FedotaError, match="unavailable"):
             await asking
@@ -476,7 +541,7 @@ async def test_a_problem_of_the_first_version_is_read_as_ever(doors: Doors, door
 
 async def fedota(door: Running, *arguments: str, answer: str = "") -> tuple[int, str, str]:
     """The command, at a terminal: its exit status, what it printed, and what it said beside."""
-    environment = {**os.environ, "FEDOTA_TOKEN": "carl"}
+    environment = {**os.environ, "FEDOTA_TOKEN": "operator"}
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "fedota", "people", *arguments, "--url", door.url),
         stdin=PIPE,
@@ -489,7 +554,7 @@ async def fedota(door: Running, *arguments: str, answer: str = "") -> tuple[int,
     return child.returncode, printed.decode(), said.decode()
 
 
-async def test_the_command(door: Running) -> None:
+async def test_the_command(doors: Doors, door: Running) -> None:
     """It lists and forgets, asks before what cannot be undone, and says when there is nobody."""
     code, printed, said = await fedota(door, "list")
     assert (code, printed) == (0, "") and "Nobody" in said
@@ -503,11 +568,14 @@ async def test_the_command(door: Running) -> None:
 
     code, _, said = await fedota(door, "forget", ANNA, answer="n\n")
     assert code == 1 and "Aborted" in said
+    code, printed, said = await fedota(door, "forget", ANNA, "--yes")
+    assert (code, printed) == (1, "") and "Take that entry out" in said
+    doors.take_out(ANNA, CARL)
     assert (await fedota(door, "forget", ANNA, answer="y\n"))[0] == 0
     assert (await fedota(door, "forget", carl["id"], "--yes"))[0] == 0
-    code, printed, said = await fedota(door, "forget", ANNA)
-    assert (code, printed) == (0, "") and "Nobody was forgotten" in said
-    assert {event["actor"] for event in (await read(door, "carl", "/api/events"))["events"]} == {
+    code, printed, said = await fedota(door, "forget", ANNA, "--yes")
+    assert (code, printed) == (1, "") and "Nobody was forgotten" in said
+    assert {event["actor"] for event in (await read(door, "operator", "/api/events"))["events"]} == {
         f"{FORGOTTEN} (setter)",
         f"{FORGOTTEN} (operator)",
     }

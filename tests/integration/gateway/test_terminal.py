@@ -12,7 +12,10 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 import msgspec
+import pytest
 
+from fedota.contracts.operations import Retried
+from gateway import operations
 from tests.integration.gateway.conftest import TOKENS
 from tests.integration.gateway.test_operations import Process
 
@@ -96,6 +99,7 @@ async def test_mistakes_are_answered_in_words(platform: Any, tmp_path: Path) -> 
         (("events", "replay", "--speed", "0"), env, 2, "x>0"),
         (("projections", "verify"), env, 2, "--all"),
         (("projections", "rebuild", "relay"), env, 1, "gateway, orchestrator"),
+        (("projections", "rebuild", "a/b?c"), env, 1, "gateway, orchestrator"),
         (("projections", "list"), environment(platform, "setter"), 1, "operator"),
         (("deadletters", "show", "gateway", "1"), env, 1, "no dead letter"),
     ]:
@@ -178,6 +182,25 @@ async def test_a_closed_pipe_ends_a_command_silently(platform: Any) -> None:
     assert (process.returncode, err) == (141, b"")
 
 
+async def test_what_cannot_be_written_is_said(platform: Any) -> None:
+    """As on a disk that is full."""
+    await platform.record(*platform.story(str(uuid4())))
+    full = os.open("/dev/full", os.O_WRONLY)
+    process = await begun("events", "list", env=environment(platform), stdout=full)
+    os.close(full)
+    async with asyncio.timeout(_PATIENCE):
+        _, err = await process.communicate()
+    assert process.returncode == 1
+    assert err.decode() == "Error: What this says cannot be written: No space left on device.\n"
+
+
+async def test_when_no_process_answers_that_is_said(platform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gateway is there, and what it asks is not."""
+    monkeypatch.setattr(operations, "PROJECTING", ("rounds", "storage"))
+    ended = await fedota("projections", "verify", "--all", env=environment(platform))
+    assert ended.status == 1 and "No process with a projection answers" in ended.err
+
+
 async def test_the_read_model_is_verified_and_rebuilt(platform: Any) -> None:
     """Exit status 1 when rows differ, with the table and the rows; 0 once a rebuild has put it right."""
     env = environment(platform)
@@ -190,6 +213,9 @@ async def test_the_read_model_is_verified_and_rebuilt(platform: Any) -> None:
     assert wrong.status == 1 and "files: 1 row only in the live one" in wrong.out and "model.safetensors" in wrong.out
     assert (await fedota("projections", "rebuild", "gateway", env=env)).status == 0
     assert (await fedota("projections", "verify", "gateway", env=env)).status == 0
+    printed = await fedota("projections", "list", "--json", env=env)
+    assert [msgspec.json.decode(line)["process"] for line in printed.lines] == ["gateway"]
+    assert printed.status == 1 and "rounds does not answer" in printed.err
     listed = await fedota("projections", "list", env=env)
     assert listed.status == 1 and "does not answer" in listed.out and "verified" in listed.out
 
@@ -205,6 +231,10 @@ async def test_dead_letters_are_seen_and_given_up(platform: Any) -> None:
         assert "Parked behind it" in shown.out and "fedota deadletters retry rounds 2" in shown.out
         retried = await fedota("deadletters", "retry", "rounds", "2", env=env)
         assert (retried.status, retried.out) == (1, "1 event handled, 1 event still parked.\n")
+        assert len((await fedota("deadletters", "list", "rounds", "--json", env=env)).lines) == 3
+        played.retried = Retried(handled=0, left=0)
+        again = await fedota("deadletters", "retry", "rounds", "9", env=env)
+        assert (again.status, again.out) == (0, "The event at position 9 is no dead letter of rounds (any more).\n")
         kept = await fedota("deadletters", "drop", "rounds", "2", env=env, typed="n\n")
         assert kept.status == 1 and "for good" in kept.err
         assert "drop" not in [name for name, _ in played.asked]

@@ -2,14 +2,15 @@
 
 import hashlib
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 import pytest
+import structlog
 
 from fedota.errors import FedotaError
 from fedota.kernel.settings import SettingsError
-from gateway.auth import ACTIONS, Identity, Role, Token, Tokens, read_tokens
+from gateway.auth import ACTIONS, Identity, Role, Token, Tokens, TokensFile, digest_of, read_tokens
 from gateway.routes import ACTIONS_OF, API, PAGES
 
 _ROLES = ("setter", "organization", "operator")
@@ -108,3 +109,50 @@ def test_the_tokens_file(tmp_path: Path) -> None:
     path.write_bytes(msgspec.json.encode([{"role": "setter", "sha256": "a" * 64, "organization": "A"}]))
     with pytest.raises(SettingsError, match="stands for no organization"):
         read_tokens(path)
+
+
+def write(path: Path, *entries: dict[str, Any]) -> None:
+    """A tokens file with the tokens `t0`, `t1` and so on."""
+    known = [{"sha256": digest_of(f"t{number}"), **entry} for number, entry in enumerate(entries)]
+    path.write_bytes(msgspec.json.encode(known))
+    path.chmod(0o600)
+
+
+def test_the_tokens_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
+    """In place, replaced or made readable: with the next question. Else it is not touched."""
+    path = tmp_path / "tokens.json"
+    write(path, {"role": "setter"}, {"role": "operator", "person": "anna"})
+    tokens = TokensFile(path, may_name_people=True)
+    first = tokens.current
+    assert first.people == {"anna"} and tokens.current is first
+    write(path, {"role": "setter"})
+    assert tokens.current.identify("t1") is None and tokens.current.people == set()
+    write(tmp_path / "draft", {"role": "operator"})
+    (tmp_path / "draft").replace(path)
+    assert tokens.current.identify("t0") == Identity(role="operator")
+
+
+@pytest.mark.parametrize("fault", ["gone", "damaged", "open", "people"])
+def test_a_tokens_file_that_is_wrong_changes_nothing(tmp_path: Path, fault: str) -> None:
+    """Those who were in stay in, the log says once what to do, and the file counts when it is mended."""
+    path = tmp_path / "tokens.json"
+    write(path, {"role": "setter"})
+    tokens = TokensFile(path, may_name_people=False)
+    match fault:
+        case "gone":
+            path.unlink()
+        case "damaged":
+            path.write_text("[")
+        case "open":
+            write(path, {"role": "operator"})
+            path.chmod(0o644)
+        case _:
+            write(path, {"role": "operator", "person": "anna"})
+    with structlog.testing.capture_logs() as said:
+        assert [tokens.current.identify("t0") for _ in range(3)] == [Identity(role="setter")] * 3
+    assert [line["log_level"] for line in said] == ["error"] and "anna" not in str(said)
+    if fault == "open":
+        path.chmod(0o600)
+    else:
+        write(path, {"role": "operator"})
+    assert tokens.current.identify("t0") == Identity(role="operator")

@@ -26,9 +26,9 @@ def tokens(path: Path, **more: Any) -> Path:
 def test_a_token_may_name_a_person(tmp_path: Path, name: str) -> None:
     """Whoever comes with it is that person, in the token's role."""
     known = read_tokens(tokens(tmp_path / "tokens", person=name))
-    assert known.names_people
+    assert known.people == {name}
     assert known.identify("t") == Identity(role="setter", person=name)
-    assert not Tokens([]).names_people and not read_tokens(tokens(tmp_path / "tokens")).names_people
+    assert not Tokens([]).people and not read_tokens(tokens(tmp_path / "tokens")).people
 
 
 @pytest.mark.parametrize("name", ["", " anna", "anna ", "a\nb", "a\0", "anna\n", "x" * 201, "0123456789abcdef" * 2])

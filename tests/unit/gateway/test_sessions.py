@@ -9,6 +9,7 @@ from gateway.auth import Identity
 from gateway.sessions import LIFETIME, Sessions, require_same_origin
 
 _SETTER = Identity(role="setter")
+_WHOSE = {"digest": _SETTER}
 
 
 def request(method: str = "GET", **headers: str) -> web.Request:
@@ -25,9 +26,9 @@ def cookie(response: web.Response) -> str:
 def test_a_session_ends_with_its_time() -> None:
     """It is good for its lifetime and not a second longer."""
     now = 0.0
-    sessions = Sessions(https=False, clock=lambda: now)
+    sessions = Sessions(https=False, whose=_WHOSE.get, clock=lambda: now)
     response = web.Response()
-    sessions.start(request(), response, _SETTER)
+    sessions.start(request(), response, "digest")
     browser = request(Cookie=cookie(response))
     assert sessions.find(browser) == _SETTER
     now = LIFETIME - 1
@@ -41,19 +42,33 @@ def test_a_session_ends_with_its_time() -> None:
 def test_only_so_many_sessions_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest gives way, so memory is bounded."""
     monkeypatch.setattr("gateway.sessions._MOST", 2)
-    sessions = Sessions(https=False)
+    sessions = Sessions(https=False, whose=_WHOSE.get)
     browsers = []
     for _ in range(3):
         response = web.Response()
-        sessions.start(request(), response, _SETTER)
+        sessions.start(request(), response, "digest")
         browsers.append(request(Cookie=cookie(response)))
     assert [sessions.find(browser) for browser in browsers] == [None, _SETTER, _SETTER]
+
+
+def test_a_session_ends_with_its_token() -> None:
+    """It is whose the token is now, and nobody's once the token has gone; a token that comes back begins no old one."""
+    whose = dict(_WHOSE)
+    sessions, response = Sessions(https=False, whose=whose.get), web.Response()
+    sessions.start(request(), response, "digest")
+    browser = request(Cookie=cookie(response))
+    whose["digest"] = Identity(role="operator")
+    assert sessions.find(browser) == Identity(role="operator")
+    del whose["digest"]
+    assert sessions.find(browser) is None
+    whose |= _WHOSE
+    assert sessions.find(browser) is None
 
 
 def test_over_https_the_cookie_is_bound_to_the_host() -> None:
     """Neither a neighbour's host nor plain HTTP can set or see it."""
     response = web.Response()
-    Sessions(https=True).start(request(), response, _SETTER)
+    Sessions(https=True, whose=_WHOSE.get).start(request(), response, "digest")
     (morsel,) = response.cookies.values()
     assert (morsel.key, morsel["secure"], morsel["path"], morsel["domain"]) == ("__Host-fedota", True, "/", "")
 

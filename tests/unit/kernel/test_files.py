@@ -32,6 +32,27 @@ def test_a_private_file_is_private_from_its_first_byte(tmp_path: Path) -> None:
     assert sorted(item.name for item in tmp_path.iterdir()) == ["other", "secret"]
 
 
+def test_content_is_on_disk_before_its_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that loses power leaves the old file or the new one, never an empty one."""
+    done: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def synced(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        done.append(str(path))
+        assert path.is_dir() or os.fstat(descriptor).st_size == 3, "all of it is written by then"
+        fsync(descriptor)
+
+    def replaced(draft: Path, target: Path) -> Path:
+        done.append("replaced")
+        return replace(draft, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", replaced)
+    write_private(tmp_path / "secret", b"one")
+    assert done == [str(tmp_path / "secret.new"), "replaced", str(tmp_path)]
+
+
 def test_a_draft_left_by_a_crash_is_in_nobodys_way(tmp_path: Path) -> None:
     """A planted link beside the file is not followed either."""
     victim = tmp_path / "victim"

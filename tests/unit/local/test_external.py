@@ -1,11 +1,17 @@
 """An object store that stands elsewhere: where checkpoints go, and with whose keys."""
 
+from pathlib import Path
+
 import pytest
 
+from fedota.kernel.migrations import PROCESSES
 from fedota.kernel.settings import load
 from fedota.local.external import External
+from fedota.local.nats_server import NatsAccess
+from fedota.local.platform import _settings
 from fedota.local.seaweedfs import S3Access
-from fedota.local.state import LocalError
+from fedota.local.servers import Servers
+from fedota.local.state import DataDirectory, LocalError
 
 STORE = {"FEDOTA_S3_URL": "https://s3.test", "FEDOTA_S3_ACCESS_KEY": "own", "FEDOTA_S3_SECRET_KEY": "own secret"}
 AUDIT = {"FEDOTA_S3_AUDIT_ACCESS_KEY": "audit", "FEDOTA_S3_AUDIT_SECRET_KEY": "audit secret"}
@@ -17,6 +23,10 @@ AUDIT = {"FEDOTA_S3_AUDIT_ACCESS_KEY": "audit", "FEDOTA_S3_AUDIT_SECRET_KEY": "a
         ({}, S3Access("https://s3.test", "own", "own secret", "fedota-audit")),
         (AUDIT, S3Access("https://s3.test", "audit", "audit secret", "fedota-audit")),
         ({"FEDOTA_S3_BUCKET": "x"}, S3Access("https://s3.test", "own", "own secret", "x-audit")),
+        (
+            {"FEDOTA_S3_REGION": "eu-central-2"},
+            S3Access("https://s3.test", "own", "own secret", "fedota-audit", "eu-central-2"),
+        ),
         ({"FEDOTA_S3_AUDIT_BUCKET": "y"}, S3Access("https://s3.test", "own", "own secret", "y")),
     ],
 )
@@ -26,6 +36,18 @@ def test_checkpoints_have_a_bucket_of_their_own(more: dict[str, str], expected: 
     external.require_whole()
     assert external.s3_audit == {"notary": expected, "auditor": expected}
     assert external.s3 and external.s3.bucket != expected.bucket
+    assert external.s3.region == expected.region
+
+
+def test_the_region_reaches_who_signs_for_it(tmp_path: Path) -> None:
+    """Storage, notary and auditor: a signature for another region is refused by most stores."""
+    external = load(External, {**STORE, "FEDOTA_S3_REGION": "eu-central-2"})
+    assert external.s3
+    nats = NatsAccess("nats://127.0.0.1:1", dict.fromkeys(PROCESSES, tmp_path))
+    servers = Servers("postgresql://a:b@127.0.0.1:1/x", nats, external.s3, s3_audit=external.s3_audit)
+    data = DataDirectory(tmp_path)
+    told = [_settings(data, servers, name)["s3_region"] for name in ("storage", "notary", "auditor")]
+    assert told == ["eu-central-2"] * 3
 
 
 def test_half_of_a_key_is_refused() -> None:

@@ -4,9 +4,10 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+import click
 import pytest
 
-from fedota.operate.times import parse, rfc3339
+from fedota.operate.times import moment, parse, rfc3339
 
 NOW = datetime(2026, 11, 24, 9, 30, tzinfo=UTC)  # 10:30 in Zurich
 
@@ -50,3 +51,10 @@ def test_what_is_not(text: str) -> None:
     """It is said with examples of what is."""
     with pytest.raises(ValueError, match="15m"):
         parse(text, NOW)
+
+
+@pytest.mark.parametrize("text", ["9999-12-31T23:59:59.999999-23:00", "0001-01-01T00:00:00+23:00", "999999w"])
+def test_what_no_clock_shows_is_no_time_either(text: str) -> None:
+    """In UTC it would lie before the first year, or after the last one that there are numbers for."""
+    with pytest.raises(click.BadParameter, match="15m"):
+        moment(click.Context(click.Command("list")), click.Option(["--since"]), text)
