@@ -186,7 +186,7 @@ async def _begin_at_head(made: Database) -> None:
             await js.delete_stream(subjects.STREAM)
             await js.add_stream(config.evolve(first_seq=head))
         [newest] = await log.records(head - 1, limit=1)
-        await publish_few(bus, inlet, [Message.of(newest)], head - 1)
+        await publish_few(bus, inlet, [Message.of(newest)], head - 1, asyncio.Lock())
     async with _connected(made) as connection:
         await connection.execute("update gateway.checkpoint set position = $1, event = $2", head, newest["id"])
 

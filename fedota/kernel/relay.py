@@ -8,7 +8,7 @@ wiped stream cannot lose, repeat or reorder an event; on any doubt the relay ask
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, NamedTuple
 
@@ -67,6 +67,7 @@ class Relay:
         self._bus = bus
         self._stream = bus.client.jetstream(timeout=5)
         self._inlet = ""
+        self._turn = asyncio.Lock()
         self.position = 0
         self.diverged: str | None = None
 
@@ -156,7 +157,7 @@ class Relay:
 
     async def _publish(self, messages: list[Message], expected: int) -> None:
         publish = publish_few if len(messages) <= _FEW else publish_batch
-        await publish(self._bus, self._inlet, messages, expected)
+        await publish(self._bus, self._inlet, messages, expected, self._turn)
         self.position = expected + len(messages)
 
 
@@ -236,25 +237,22 @@ async def last_sequence(stream: JetStreamContext) -> int:
     return (await stream.stream_info(subjects.STREAM)).state.last_seq
 
 
-async def publish_few(bus: Bus, inlet: str, messages: list[Message], expected: int) -> None:
-    """Publish each right behind the one before: where one is refused, so are all after it."""
-    replies = await asyncio.gather(
-        *(
-            bus.client.request(
-                subjects.into(inlet, message.subject),
-                message.body,
-                headers={"Nats-Expected-Last-Sequence": str(sequence)},
-                timeout=_CONFIRM,
-            )
-            for sequence, message in enumerate(messages, start=expected)
-        )
+async def publish_few(bus: Bus, inlet: str, messages: list[Message], expected: int, turn: asyncio.Lock) -> None:
+    """Publish each right behind the one before: where one is refused, so are all after it.
+
+    `turn` is held until all has gone: what follows on it must not overtake it while the connection holds it up.
+    """
+    requests = (
+        (message, {"Nats-Expected-Last-Sequence": str(sequence)})
+        for sequence, message in enumerate(messages, start=expected)
     )
-    for reply in replies:
-        _require_stored(reply)
+    async with turn:
+        replies = await _asked(bus, inlet, requests)
+    await _require_stored(replies)
 
 
-async def publish_batch(bus: Bus, inlet: str, messages: list[Message], expected: int) -> None:
-    """Publish all or none, the first right behind sequence `expected` (atomic batches, NATS ADR-50).
+async def publish_batch(bus: Bus, inlet: str, messages: list[Message], expected: int, turn: asyncio.Lock) -> None:
+    """Publish all or none, the first right behind sequence `expected` (atomic batches, NATS ADR-50); `turn` as above.
 
     No `Nats-Msg-Id`: a duplicate would reject the whole batch, and the expected sequence guards better.
     """
@@ -262,10 +260,25 @@ async def publish_batch(bus: Bus, inlet: str, messages: list[Message], expected:
     headers = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(last), "Nats-Batch-Commit": "1"}
     if last == 1:
         headers["Nats-Expected-Last-Sequence"] = str(expected)
-    else:
-        await send_frames(bus.client, _frames(inlet, messages[:-1], batch, expected))
-    subject = subjects.into(inlet, final.subject)
-    _require_stored(await bus.client.request(subject, final.body, headers=headers, timeout=_CONFIRM))
+    async with turn:
+        if last > 1:
+            await send_frames(bus.client, _frames(inlet, messages[:-1], batch, expected))
+        replies = await _asked(bus, inlet, [(final, headers)])
+    await _require_stored(replies)
+
+
+async def _asked(
+    bus: Bus, inlet: str, requests: Iterable[tuple[Message, dict[str, str]]]
+) -> "asyncio.Future[list[Msg]]":
+    """The replies to come; the requests are in the connection's hands, in order, when this returns."""
+    replies = asyncio.gather(
+        *(
+            bus.client.request(subjects.into(inlet, message.subject), message.body, headers=headers, timeout=_CONFIRM)
+            for message, headers in requests
+        )
+    )
+    await asyncio.sleep(0)  # each takes its first step, which hands it over
+    return replies
 
 
 def _frames(inlet: str, messages: list[Message], batch: str, expected: int) -> bytes:
@@ -280,10 +293,11 @@ def _frames(inlet: str, messages: list[Message], batch: str, expected: int) -> b
     return b"".join(frames)
 
 
-def _require_stored(reply: Msg) -> None:
-    answer = msgspec.json.decode(reply.data)
-    if "error" in answer:
-        raise APIError.from_error(answer["error"])
+async def _require_stored(replies: "asyncio.Future[list[Msg]]") -> None:
+    for reply in await replies:
+        answer = msgspec.json.decode(reply.data)
+        if "error" in answer:
+            raise APIError.from_error(answer["error"])
 
 
 def _parts(messages: list[Message]) -> Iterator[list[Message]]:

@@ -198,7 +198,7 @@ async def test_another_relay_in_the_middle_of_a_few(ground: Ground, monkeypatch:
                 sent += 1
                 await arrived(bus.client)
                 await until(lambda: _moved(ground, 1), "two are stored")
-                await publish_few(other, inlet, [Message.of(row) for row in rows[2:5]], 2)
+                await publish_few(other, inlet, [Message.of(row) for row in rows[2:5]], 2, asyncio.Lock())
             await publish(subject, *args, **more)
 
         monkeypatch.setattr(bus.client, "publish", raced)
