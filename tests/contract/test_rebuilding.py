@@ -212,6 +212,10 @@ async def _is_locked(ground: Ground) -> bool:
         return bool(await connection.fetchval(query))
 
 
+async def _is_free(ground: Ground) -> bool:
+    return not await _is_locked(ground)
+
+
 async def test_one_who_reads_on_and_on_does_not_hold_up_the_others(
     relayed: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +285,8 @@ async def test_a_database_that_goes_away_on_the_way(relayed: Ground) -> None:
         model.going.set()
         with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
             await working
+        # a backend that is told to go says so to its client first, and lets go of its locks then
+        await until(lambda: _is_free(relayed), "nobody works on it any more")
         assert await rebuild(model.projection, world.pool, world.log) == 20 and hit
 
 
