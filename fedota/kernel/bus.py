@@ -34,6 +34,7 @@ _NAMED_FIELD: Final = re.compile(r"(?:required|unknown) field `([^`]+)`")
 _log = structlog.get_logger(__name__)
 
 C = TypeVar("C", bound=Command)
+S = TypeVar("S", bound=msgspec.Struct)
 Answer = Callable[[str, bytes], Awaitable[bytes]]
 CommandHandler = Callable[[Request, Any], Awaitable[Reply]]
 
@@ -290,6 +291,16 @@ def _command_answer(kind: type[C], handler: Callable[[Request, C], Awaitable[Rep
         return to_json(await handler(request, command))
 
     return answer
+
+
+def read_request(body: bytes, kind: type[S]) -> S:
+    """The request in a body. Raises `invalid_field`, or `invalid_request` for what is no JSON."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise invalid_field(error) from None
+    except msgspec.DecodeError:
+        raise FedotaError("invalid_request", "The request is not JSON.") from None
 
 
 def invalid_field(error: msgspec.ValidationError) -> FedotaError:

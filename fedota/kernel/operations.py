@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import TypeVar
 
 import msgspec
 import structlog
@@ -15,7 +14,7 @@ from fedota.contracts.operations import DeadLetterRequest, Difference, Projectio
 from fedota.errors import FedotaError
 from fedota.events import UnknownEventError, to_json
 from fedota.kernel import dead_letters
-from fedota.kernel.bus import Answer, Bus, invalid_field, withdraw
+from fedota.kernel.bus import Answer, Bus, read_request, withdraw
 from fedota.kernel.database import Pool
 from fedota.kernel.event_log import EventLog, is_outage, log_needed
 from fedota.kernel.read_models import Projection
@@ -24,7 +23,6 @@ from fedota.kernel.rebuilding import rebuild, verify
 Standing = Callable[[], tuple[int, str]]  # the position of the live projection, and why it is stopped if it is
 Changed = Callable[[], Awaitable[None]]
 _log = structlog.get_logger(__name__)
-S = TypeVar("S", bound=msgspec.Struct)
 
 
 class _Asked(msgspec.Struct):
@@ -93,25 +91,25 @@ class Operations:
         async def work() -> tuple[int, list[Difference]]:
             return await rebuild(self._projection, self._pool, self._log, self._told), []
 
-        return await self._begin("rebuild", _read(body, _Asked).actor, work)
+        return await self._begin("rebuild", read_request(body, _Asked).actor, work)
 
     async def _verify(self, body: bytes) -> ProjectionStatus:
         async def work() -> tuple[int, list[Difference]]:
             return await verify(self._projection, self._pool, self._log, self._told)
 
-        return await self._begin("verify", _read(body, _Asked).actor, work)
+        return await self._begin("verify", read_request(body, _Asked).actor, work)
 
     async def _dead_letters(self, _: bytes) -> object:
         return await dead_letters.list_all(self._pool)
 
     async def _retry(self, body: bytes) -> object:
-        request = _read(body, DeadLetterRequest)
+        request = read_request(body, DeadLetterRequest)
         _log.info("dead letters retried", position=request.position, actor=request.actor)
         async with self._seeing_to_letters():
             return await dead_letters.retry(self._projection, self._pool, request.position)
 
     async def _drop(self, body: bytes) -> object:
-        request = _read(body, DeadLetterRequest)
+        request = read_request(body, DeadLetterRequest)
         _log.warning("dead letter dropped", position=request.position, actor=request.actor)
         async with self._seeing_to_letters():
             return await dead_letters.drop(self._pool, request.position, request.actor)
@@ -165,15 +163,6 @@ def _answer(what: Callable[[bytes], Awaitable[object]]) -> Answer:
             return to_json(await what(body))
 
     return answer
-
-
-def _read(body: bytes, kind: type[S]) -> S:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
-        raise invalid_field(error) from None
-    except msgspec.DecodeError:
-        raise FedotaError("invalid_request", "The request is not JSON.") from None
 
 
 def _sentence(error: Exception) -> str:

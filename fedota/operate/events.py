@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import aclosing
 from datetime import datetime
+from functools import reduce
 from typing import Any, Final, NamedTuple
 
 import click
@@ -15,6 +16,7 @@ from fedota.operate.replaying import Replay
 from fedota.operate.terminal import count, note, plain, say
 from fedota.operate.times import moment, rfc3339
 
+Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 _FOREVER: Final = 2**62
 _NEWEST: Final = 50
 
@@ -49,6 +51,15 @@ _since = click.option(
     help="Only events from then on: 2026-11-24, '2026-11-24 10:30', 10:30, or 15m (ago).",
 )
 _before = click.option("--before", callback=moment, metavar="TIME", help="Only events before then.")
+
+
+def _together(*options: Option) -> Option:
+    """These options, in this order, as one decorator."""
+    return lambda command: reduce(lambda made, option: option(made), reversed(options), command)
+
+
+_which = _together(_problem, _types, _actor)
+_where = _together(_after, _until, _since, _before)
 
 
 class Range(NamedTuple):
@@ -88,13 +99,8 @@ def events() -> None:
 
 
 @events.command("list")
-@_problem
-@_types
-@_actor
-@_after
-@_until
-@_since
-@_before
+@_which
+@_where
 @click.option(
     "--limit",
     type=click.IntRange(min=0),
@@ -158,9 +164,7 @@ async def show(door: Door, position: int, as_json: bool) -> None:
 
 
 @events.command()
-@_problem
-@_types
-@_actor
+@_which
 @_after
 @_since
 @click.option(
@@ -202,13 +206,8 @@ async def tail(
 
 
 @events.command()
-@_problem
-@_types
-@_actor
-@_after
-@_until
-@_since
-@_before
+@_which
+@_where
 @click.option(
     "--speed",
     type=click.FloatRange(min=0, min_open=True),

@@ -2,16 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, TypeVar
-
-import msgspec
+from typing import Final
 
 from fedota.contracts import subjects
 from fedota.contracts.runtime import Report, Reported, ResumeRequest
 from fedota.errors import FedotaError
 from fedota.events import Event, NewEvent, to_json
 from fedota.events.rounds import RoundUpdated
-from fedota.kernel.bus import Answer, invalid_field
+from fedota.kernel.bus import Answer, read_request
 from fedota.kernel.database import Pool
 from fedota.kernel.event_log import Append, Appended, Context, EventLog, fingerprint, log_needed
 from fedota.kernel.projection import Projector
@@ -20,7 +18,6 @@ from services.rounds.projection import load
 
 _PAGE: Final = 200  # reports read at once on the way back to the last checkpoint
 _TRIED_AGAIN: Final = ("report_refused", "conflict", "unavailable")
-S = TypeVar("S", bound=msgspec.Struct)
 
 
 class Handlers:
@@ -41,7 +38,7 @@ class Handlers:
 
     async def report(self, subject: str, body: bytes) -> bytes:
         """Record a report, or refuse it, saying what was expected."""
-        update = _read(body, Report).update
+        update = read_request(body, Report).update
         problem_id = _problem_of(subject)
         if update.problem_id != problem_id:
             raise FedotaError("report_refused", f"The report is about another problem, not about {problem_id}.")
@@ -52,7 +49,7 @@ class Handlers:
 
     async def resume(self, subject: str, body: bytes) -> bytes:
         """Where the coordinator of a run goes on, from all that is in the log now."""
-        run = _read(body, ResumeRequest).run
+        run = read_request(body, ResumeRequest).run
         problem_id = _problem_of(subject)
         with log_needed():
             await self._projector.catch_up()
@@ -135,15 +132,6 @@ def _context(state: State, update: RoundUpdated) -> Context:
 def _update(event: Event) -> RoundUpdated:
     assert isinstance(event.data, RoundUpdated), f"{event.type} in the stream of rounds"
     return event.data
-
-
-def _read(body: bytes, kind: type[S]) -> S:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
-        raise invalid_field(error) from None
-    except msgspec.DecodeError:
-        raise FedotaError("invalid_request", "The request is not JSON.") from None
 
 
 def _problem_of(subject: str) -> str:

@@ -21,7 +21,7 @@ from fedota.contracts.runtime import Presigned, PresignRequest
 from fedota.errors import FedotaError, Problem
 from fedota.events import Event, NewEvent, to_json
 from fedota.events.storage import FilesDeleted, FilesStored
-from fedota.kernel.bus import invalid_field
+from fedota.kernel.bus import read_request
 from fedota.kernel.event_log import Append, Appended, Context, EventLog, fingerprint, log_needed
 from services.storage import domain
 from services.storage.blobs import Blobs
@@ -86,12 +86,7 @@ class Handlers:
         """
         problem_id = subject.split(".")[2]
         require_problem_id(problem_id)
-        try:
-            wanted = msgspec.json.decode(body, type=PresignRequest)
-        except msgspec.ValidationError as error:
-            raise invalid_field(error) from None
-        except msgspec.DecodeError:
-            raise FedotaError("invalid_request", "The request is not JSON.") from None
+        wanted = read_request(body, PresignRequest)
         if wanted.method == "GET":
             require_readable(problem_id, wanted.key)
             signed = self._blobs.presign_get(wanted.key)
