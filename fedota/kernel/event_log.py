@@ -397,6 +397,7 @@ class Tail:
         self._hash: bytes | None = None
         self._limit = _HANDFUL
         self.position = after
+        self.more = True  # whether the next read may give something, though nothing be appended until then
 
     async def read(self) -> list[asyncpg.Record]:
         """The next events as they are stored, a page of them at most. Raises `LogChangedError`."""
@@ -408,6 +409,7 @@ class Tail:
             if not rows or rows[0]["position"] != self.position or rows[0]["hash"] != (self._hash or rows[0]["hash"]):
                 raise LogChangedError(f"the log has not any more what it had at position {self.position}")
             self._hash = rows.pop(0)["hash"]
+        self.more = len(rows) == self._limit
         if rows:
             self.position, self._hash, self._limit = rows[-1]["position"], rows[-1]["hash"], _affordable(rows)
         return rows

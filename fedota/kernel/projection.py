@@ -41,7 +41,7 @@ insert into checkpoint (position) values (0) on conflict do nothing;
 # no commit here needs to wait for the disk.
 _LOCK: Final = """
 select position, (select e.id from fedota.events e where e.position = $1) as recorded,
-    set_config('synchronous_commit', 'off', true)
+    exists (select from dead_letters where state = 'parked') as parked, set_config('synchronous_commit', 'off', true)
 from checkpoint for update
 """
 _STANDS: Final = """
@@ -180,10 +180,10 @@ class Projector:
                     await connection.execute("select pg_advisory_unlock(hashtext(current_schema()), 1)")
 
     async def _follow(self, consumer: Consumer, lease: Connection) -> None:
-        await self._take(await self._log.read(self.position))
+        await self._take(await self._log.read(self.position), lease)
         while True:
             bodies = await consumer.fetch()
-            await self._take([decode(body) for body in bodies])
+            await self._take([decode(body) for body in bodies], lease)
             if not bodies:  # once a heartbeat; where events come, each commit looks itself
                 await self._require_kept(lease)
             self.stopped = None
@@ -197,51 +197,56 @@ class Projector:
         if position < self.position:
             raise StreamLostError(f"the read model went back to {position}")
 
-    async def _take(self, events: list[Event]) -> None:
-        """Project these where they follow on what is projected; where they do not, the log has what is new of them."""
+    async def _take(self, events: list[Event], lease: Connection) -> None:
+        """Project these where they follow on what is projected; where they do not, the log has what is new of them.
+
+        All is written on the lease's connection: who has lost it writes nothing, and a pool would reset the connection
+        after each batch, which is a round trip more.
+        """
         last = max((event.position for event in events), default=0)
         if events and [event.position for event in events] == list(range(self.position + 1, last + 1)):
-            await self._project(events)
+            await self._project(events, lease)
         while self.position < last:
             missing = await self._log.read(self.position, limit=min(1000, last - self.position))
             if not missing:
                 raise StreamLostError(f"the stream is at {last}, the log only at {self.position}")
-            await self._project(missing)
+            await self._project(missing, lease)
 
-    async def _project(self, events: list[Event]) -> None:
+    async def _project(self, events: list[Event], lease: Connection) -> None:
         """Project events that follow on each other."""
         try:
-            await self._commit(events)
+            await self._commit(events, lease)
         except Exception as error:
             if _passes(error):
                 raise
             if len(events) > 1:  # find the one that fails; the rest goes on
                 middle = len(events) // 2
-                await self._project(events[:middle])
-                await self._project(events[middle:])
+                await self._project(events[:middle], lease)
+                await self._project(events[middle:], lease)
                 return
             _log.error("event parked", position=events[0].position, type=events[0].type, exc_info=error)
-            await self._commit(events, park=f"{type(error).__name__}: {error}")
+            await self._commit(events, lease, park=f"{type(error).__name__}: {error}")
 
-    async def _commit(self, events: list[Event], park: str | None = None) -> None:
-        async with self._pool.acquire() as connection, connection.transaction():
-            [(at, recorded, _)] = await connection.fetch(_LOCK, events[-1].position)
+    async def _commit(self, events: list[Event], lease: Connection, park: str | None = None) -> None:
+        async with lease.transaction():
+            [(at, recorded, parked, _)] = await lease.fetch(_LOCK, events[-1].position)
             if recorded != events[-1].id:  # the log is the truth; a last event that agrees vouches for all before it
                 raise StreamLostError(f"log and stream hold different events at position {events[-1].position}")
             if events[0].position > at + 1:  # a crash of PostgreSQL took back what we had committed last
                 raise StreamLostError(f"the read model went back to {at}")
             new = [event for event in events if event.position > at]
-            blocked = await self._blocked(connection, new)
+            # nobody else parks, so what was none before the lock is none now
+            blocked = await self._blocked(lease, new) if parked else set()
             handled = [event for event in new if not park and event.subject not in blocked]
             for event in new:
                 if park or event.subject in blocked:
-                    await dead_letters.park(connection, event, park or "an earlier event of its stream is parked")
-            await self._projection.write_rows(connection, handled)
+                    await dead_letters.park(lease, event, park or "an earlier event of its stream is parked")
+            await self._projection.write_rows(lease, handled)
             for event in handled:
                 await self._projection.react(event)
             position = max(at, events[-1].position)
             if new:
-                await connection.execute("update checkpoint set position = $1, event = $2", position, new[-1].id)
+                await lease.execute("update checkpoint set position = $1, event = $2", position, new[-1].id)
         if len(handled) < len(new):
             await self._count_parked()
         await self._move(position)

@@ -112,12 +112,13 @@ class Relay:
             while True:
                 wake.clear()
                 await window.room()
-                if messages := [Message.of(record) for record in await self._read(tail)]:
-                    expected = tail.position - len(messages)
-                    for part in _parts(messages):
-                        await window.room()
-                        await window.add(self._publish(part, expected))
-                        expected += len(part)
+                messages = [Message.of(record) for record in await self._read(tail)]
+                expected = tail.position - len(messages)
+                for part in _parts(messages):
+                    await window.room()
+                    await window.add(self._publish(part, expected))
+                    expected += len(part)
+                if tail.more:
                     continue
                 with suppress(TimeoutError):
                     await asyncio.wait_for(wake.wait(), _IDLE)
@@ -308,7 +309,8 @@ def _parts(messages: list[Message]) -> Iterator[list[Message]]:
         if index > begin and (size > _BATCH_BYTES or index - begin == _BATCH):
             yield messages[begin:index]
             begin, size = index, len(message.body)
-    yield messages[begin:]
+    if messages:
+        yield messages[begin:]
 
 
 @asynccontextmanager

@@ -138,7 +138,8 @@ async def test_who_has_lost_its_turn_without_knowing_it_does_no_harm(relayed: Gr
     """What another process of the name has projected meanwhile is skipped, and the position never goes back."""
     async with projecting(relayed, model := Model()) as world:
         await world.reaches(await relayed.record(created(), created(), created()))
-        await world.projector._project((await world.log.read(0))[:2])
+        async with world.pool.acquire() as connection:
+            await world.projector._project((await world.log.read(0))[:2], connection)
         assert await world.positions() == model.reactions == [1, 2, 3]
         assert world.projector.position == await world.pool.fetchval("select position from checkpoint") == 3
 
@@ -305,8 +306,9 @@ async def test_a_reader_waits_for_what_it_wrote(relayed: Ground) -> None:
 async def test_a_stream_that_is_ahead_of_the_log_is_not_believed(relayed: Ground) -> None:
     """The log is the truth: an event that it does not have is not projected, and breaks nothing."""
     async with projecting(relayed, Model()) as world:
-        with pytest.raises(StreamLostError, match="the stream is at 99, the log only at 0"):
-            await world.projector._take([recorded(created(), position=99)])
+        async with world.pool.acquire() as connection:
+            with pytest.raises(StreamLostError, match="the stream is at 99, the log only at 0"):
+                await world.projector._take([recorded(created(), position=99)], connection)
         await world.reaches(await relayed.record(created()))
 
 

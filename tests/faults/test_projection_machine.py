@@ -118,7 +118,8 @@ class Projected(RuleBasedStateMachine):
 
     async def _take(self, positions: list[int]) -> None:
         events = await self.world.reader.read(self.begun)
-        await self.projector._take([events[position - 1] for position in positions])
+        async with self.world.pool.acquire() as connection:
+            await self.projector._take([events[position - 1] for position in positions], connection)
 
     def _expect(self, last: int) -> None:
         for position in range(self.at + 1, last + 1):
