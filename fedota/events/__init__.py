@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from fedota.events import orchestrator, problems, rounds, storage
-from fedota.events.envelope import CloudEvent, Event, EventData, NewEvent, to_json, uuid7
+from fedota.events.envelope import CloudEvent, Event, EventData, NewEvent, to_json, uuid7, with_defaults
 
 __all__ = [
     "CATALOGUE",
@@ -45,9 +45,9 @@ class EventType(NamedTuple):
 
 
 CATALOGUE: Final[dict[str, EventType]] = {
-    "ProblemCreated": EventType("problems", problems.ProblemCreated, (problems.without_setter,)),
-    "ProblemRevised": EventType("problems", problems.ProblemRevised),
-    "ProblemStarted": EventType("problems", problems.ProblemStarted),
+    "ProblemCreated": EventType("problems", problems.ProblemCreated, (problems.without_setter, with_defaults)),
+    "ProblemRevised": EventType("problems", problems.ProblemRevised, (with_defaults,)),
+    "ProblemStarted": EventType("problems", problems.ProblemStarted, (with_defaults,)),
     "ProblemStopped": EventType("problems", problems.ProblemStopped),
     "ProblemCompleted": EventType("problems", problems.ProblemCompleted),
     "ParticipationRequested": EventType("problems", problems.ParticipationRequested),
@@ -57,12 +57,12 @@ CATALOGUE: Final[dict[str, EventType]] = {
     "FilesStored": EventType("storage", storage.FilesStored),
     "FilesRejected": EventType("storage", storage.FilesRejected),
     "FilesDeleted": EventType("storage", storage.FilesDeleted),
-    "InfraSpawned": EventType("orchestrator", orchestrator.InfraSpawned),
+    "InfraSpawned": EventType("orchestrator", orchestrator.InfraSpawned, (with_defaults,)),
     "InfraFailed": EventType("orchestrator", orchestrator.InfraFailed),
     "InfraDegraded": EventType("orchestrator", orchestrator.InfraDegraded),
     "InfraRecovered": EventType("orchestrator", orchestrator.InfraRecovered),
     "InfraStopped": EventType("orchestrator", orchestrator.InfraStopped),
-    "RoundUpdated": EventType("rounds", rounds.RoundUpdated),
+    "RoundUpdated": EventType("rounds", rounds.RoundUpdated, (with_defaults,)),
 }
 
 _decode_envelope: Final = msgspec.json.Decoder(CloudEvent).decode

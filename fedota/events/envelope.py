@@ -86,3 +86,8 @@ def uuid7() -> UUID:
 def to_json(value: Any) -> bytes:
     """JSON bytes of any event data, command or reply."""
     return msgspec.json.encode(value)
+
+
+def with_defaults(data: dict[str, Any]) -> dict[str, Any]:
+    """To a version that only has more fields than the one before: what was not known then has its default."""
+    return data

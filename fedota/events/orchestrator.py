@@ -4,13 +4,17 @@ from fedota.events.envelope import EventData
 
 
 class InfraSpawned(EventData, frozen=True, kw_only=True):
-    """Coordinator and selectors run and answer at these addresses. `run` is that of `ProblemStarted`."""
+    """Coordinator and selectors run and answer at these addresses. `run` is that of `ProblemStarted`.
+
+    `authority` is the certificate (PEM) of the authority behind the selectors' own; empty where they speak plain HTTP.
+    """
 
     run: int
     namespace: str
     backend: str
     coordinator: str
     selectors: list[str]
+    authority: str = ""
 
 
 class InfraFailed(EventData, frozen=True, kw_only=True):

@@ -29,6 +29,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     seconds for them, then at most `report_timeout` seconds for their updates. It completes with `goal_count`
     updates, or at the timeout with at least `minimum_fraction` of that; else that attempt is abandoned, and after
     `attempts` abandoned attempts of one round the training stops. `client_config` is handed to `train` as it is.
+
+    Trust is bounded by three caps, each off where it is None: of one organization at most `clients_per_organization`
+    are selected for a round, no update weighs more than `examples_per_update`, and an update that is further than
+    `clip_norm` from the weights that the round began with (L2 norm over all float tensors) is scaled down to that.
     """
 
     rounds: Annotated[int, msgspec.Meta(ge=1, le=100_000)]
@@ -41,6 +45,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     selectors: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
     strategy: Strategy = Strategy()
     client_config: dict[str, Any] = {}
+    clients_per_organization: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None
+    examples_per_update: Annotated[int, msgspec.Meta(ge=1, le=10**9)] | None = None
+    clip_norm: Annotated[float, msgspec.Meta(gt=0, le=1e30)] | None = None
 
     @property
     def minimum_count(self) -> int:

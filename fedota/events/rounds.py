@@ -25,12 +25,30 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     detail: str
 
 
+class Contribution(msgspec.Struct, frozen=True, kw_only=True):
+    """What one organization gave to one attempt of a round: kept for lineage, and for the organization to see.
+
+    `updates` were accepted, `examples` is the weight that they count with, `size` their bytes, `seconds` the longest
+    time from being selected to the update's arrival, `clipped` how many had to be scaled down to the plan's
+    `clip_norm`. `refusals` counts what was not accepted, by error code.
+    """
+
+    organization: str
+    updates: int = 0
+    examples: int = 0
+    size: int = 0
+    seconds: float = 0.0
+    clipped: int = 0
+    refusals: dict[str, int] = {}
+
+
 class RoundUpdated(EventData, frozen=True, kw_only=True):
     """The state of one attempt of a round after a change; `report` counts the reports of a run from 1.
 
     Counts are clients: `waiting` for selection, `selected`, `reported` (accepted updates) against `goal_count`
     and `minimum_count`. `participants` are the organizations whose updates were accepted. `examples` is the total
     behind the weighted mean, `metrics` are clients' metrics averaged by examples. `seconds` is the attempt's age.
+    `contributions` are told where an attempt ends, one for each organization.
     `final` marks the report after which the run is over.
     `reason` explains the stage in plain words and numbers.
     """
@@ -47,6 +65,7 @@ class RoundUpdated(EventData, frozen=True, kw_only=True):
     reported: int = 0
     participants: list[str] = []
     refusals: list[Refusal] = []
+    contributions: list[Contribution] = []
     examples: int = 0
     metrics: dict[str, float] = {}
     seconds: float = 0.0

@@ -15,6 +15,7 @@ CLIENT: Final = "Fedota-Client"  # a name that the client gives itself, unique w
 TICKET: Final = "Fedota-Ticket"
 EXAMPLES: Final = "Fedota-Examples"
 METRICS: Final = "Fedota-Metrics"  # a JSON object of numbers
+OFFSET: Final = "Upload-Offset"  # bytes of an update that a selector has (draft-ietf-httpbis-resumable-upload)
 
 CHECK_IN: Final = "/v1/check-in"
 UPDATES: Final = "/v1/updates"
@@ -88,13 +89,19 @@ class Received(msgspec.Struct, frozen=True, kw_only=True):
 # Selector and coordinator.
 
 
-class Contribution(msgspec.Struct, frozen=True, kw_only=True):
-    """One accepted update, without its weights."""
+class Accepted(msgspec.Struct, frozen=True, kw_only=True):
+    """One accepted update, without its weights. `examples` is what it weighs, `size` its bytes.
+
+    `seconds` passed from its client's selection to its arrival. `clipped` when it was scaled down to `clip_norm`.
+    """
 
     ticket: str
     organization: str
     examples: int
     metrics: dict[str, float]
+    size: int = 0
+    seconds: float = 0.0
+    clipped: bool = False
 
 
 class Meta(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,7 +109,7 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
 
     cohort: str
     life: str
-    contributions: list[Contribution]
+    accepted: list[Accepted]
 
 
 class Held(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,11 +135,15 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
-    """A selector's whole state, sent after each change. `life` is unique to each start of the process."""
+    """A selector's whole state, sent after each change. `life` is unique to each start of the process.
+
+    `organizations` counts those who wait by their organization.
+    """
 
     name: str
     life: str
     waiting: int
+    organizations: dict[str, int] = {}
     held: Held | None = None
 
 
@@ -156,6 +167,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     """A cohort and this selector's share of it.
 
     With `collect`, accept no more and hand the sum over, once for each value: it changes when sums are collected anew.
+    At most so many clients of an organization are selected as `quotas` says; of one that is not named, any number.
+    `examples_per_update` and `clip_norm` are the plan's.
     """
 
     cohort: str
@@ -165,6 +178,9 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     share: int
     deadline: float
     collect: str = ""
+    quotas: dict[str, int] = {}
+    examples_per_update: int | None = None
+    clip_norm: float | None = None
 
 
 class Concluded(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ import asyncio
 
 from fedota.errors import FedotaError
 from fedota.runtime.aggregation import WeightedSum, mean_metrics
-from fedota.runtime.protocol import Contribution, Meta
+from fedota.runtime.protocol import Accepted, Meta
 from fedota.runtime.tensors import Layout
 
 
@@ -16,7 +16,7 @@ class Collector:
         self._lock = asyncio.Lock()
         self._closed = False
         self.total: WeightedSum | None = None
-        self.contributions: dict[str, Contribution] = {}
+        self.accepted: dict[str, Accepted] = {}
         self.lives: dict[str, int] = {}
 
     async def take(self, meta: Meta, numbers: memoryview) -> None:
@@ -26,12 +26,12 @@ class Collector:
                 raise FedotaError("round_over", "The sum came too late.")
             if meta.life in self.lives:
                 return
-            if any(one.ticket in self.contributions for one in meta.contributions):
+            if any(one.ticket in self.accepted for one in meta.accepted):
                 raise FedotaError("conflict", "The sum holds an update that another selector's sum holds too.")
-            examples = sum(one.examples for one in meta.contributions)
-            await asyncio.to_thread(self._merge, numbers, examples, len(meta.contributions))
-            self.contributions |= {one.ticket: one for one in meta.contributions}
-            self.lives[meta.life] = len(meta.contributions)
+            examples = sum(one.examples for one in meta.accepted)
+            await asyncio.to_thread(self._merge, numbers, examples, len(meta.accepted))
+            self.accepted |= {one.ticket: one for one in meta.accepted}
+            self.lives[meta.life] = len(meta.accepted)
 
     async def close(self) -> WeightedSum:
         """The total, to which nothing is added any more."""
@@ -50,9 +50,9 @@ class Collector:
     @property
     def participants(self) -> list[str]:
         """The organizations whose updates are in."""
-        return sorted({one.organization for one in self.contributions.values()})
+        return sorted({one.organization for one in self.accepted.values()})
 
     @property
     def metrics(self) -> dict[str, float]:
         """The clients' metrics, averaged by examples."""
-        return mean_metrics([(one.examples, one.metrics) for one in self.contributions.values()])
+        return mean_metrics([(one.examples, one.metrics) for one in self.accepted.values()])

@@ -238,7 +238,7 @@ class Training:
             self.happened(Spoiled(life=meta.life, cohort=meta.cohort))
             raise
         if collector is self.collector:
-            self.happened(Handed(life=meta.life, cohort=meta.cohort, reported=len(meta.contributions)))
+            self.happened(Handed(life=meta.life, cohort=meta.cohort, reported=len(meta.accepted)))
 
     async def conclude(self) -> None:
         """Compute and store checkpoints whenever a round has come to that."""

@@ -7,7 +7,7 @@ from typing import Final
 from fedota.errors import FedotaError
 from fedota.events.rounds import Refusal
 from fedota.runtime.aggregation import WeightedSum
-from fedota.runtime.protocol import Contribution, Held, Meta, Work
+from fedota.runtime.protocol import Accepted, Held, Meta, Work
 from fedota.runtime.selector.pool import Waiting
 from fedota.runtime.tensors import Array, Layout
 from fedota.runtime.tickets import Ticket
@@ -25,7 +25,7 @@ class Cohort:
         self.closed = bool(work.collect)
         self.handed = ""  # the collection that the sum was handed over to
         self.issued: dict[Waiting, str] = {}
-        self.accepted: dict[str, Contribution] = {}
+        self.accepted: dict[str, Accepted] = {}
         self.receiving: set[str] = set()
         self.claimed: set[str] = set()
         self.refusals: list[Refusal] = []
@@ -65,7 +65,7 @@ class Cohort:
             if self.closed:
                 raise _round_over()
             await asyncio.to_thread(self._add, update, examples)
-            self.accepted[ticket.id] = Contribution(
+            self.accepted[ticket.id] = Accepted(
                 ticket=ticket.id, organization=ticket.organization, examples=examples, metrics=metrics
             )
             self._examples += examples
@@ -104,7 +104,7 @@ class Cohort:
 
     def meta(self, life: str) -> Meta:
         """What goes before the numbers."""
-        return Meta(cohort=self.work.cohort, life=life, contributions=list(self.accepted.values()))
+        return Meta(cohort=self.work.cohort, life=life, accepted=list(self.accepted.values()))
 
 
 def _already_reported() -> FedotaError:

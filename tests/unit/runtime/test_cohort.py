@@ -71,9 +71,7 @@ async def test_what_comes_after_the_end_does_not_count() -> None:
     one.closed = True
     await refused("round_over", one, ticket("b"))
     meta = one.meta("life")
-    assert [(each.ticket, each.organization, each.metrics) for each in meta.contributions] == [
-        ("a", "org a", {"loss": 1.0})
-    ]
+    assert [(each.ticket, each.organization, each.metrics) for each in meta.accepted] == [("a", "org a", {"loss": 1.0})]
     assert cohort("1").closed
 
 
