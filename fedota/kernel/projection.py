@@ -22,6 +22,7 @@ from fedota.kernel.event_log import EventLog, is_outage
 from fedota.kernel.operations import Operations
 from fedota.kernel.read_models import Projection
 from fedota.kernel.rebuilding import OutdatedTablesError, make_tables, require_tables
+from fedota.kernel.restores import RestoredLogError, require_same_log
 from fedota.kernel.service import Service
 
 __all__ = ["Projection", "Projector"]
@@ -44,19 +45,10 @@ select position, (select e.id from fedota.events e where e.position = $1) as rec
     exists (select from dead_letters where state = 'parked') as parked, set_config('synchronous_commit', 'off', true)
 from checkpoint for update
 """
-_STANDS: Final = """
-select c.position, current_schema() as schema, h.position as head,
-    c.position <= h.position and (c.event is null or c.event = e.id) as same
-from checkpoint c cross join fedota.head h left join fedota.events e on e.position = c.position
-"""
 _PARKED: Final = "select distinct subject from dead_letters where state = 'parked' and subject = any($1)"
 _WAIT: Final = 5.0  # seconds that a reader waits for a position
 _PAUSE: Final = 1.0  # seconds before another try after a fault
 _log = structlog.get_logger(__name__)
-
-
-class RestoredLogError(Exception):
-    """The log has another past than the one that was projected: going on would skip events, and say nothing."""
 
 
 class Projector:
@@ -126,7 +118,7 @@ class Projector:
         while True:
             try:
                 async with self._alone() as lease:
-                    await self._require_same_log()
+                    await require_same_log(self._pool)
                     await require_tables(self._projection, self._pool)
                     await self._look()
                     async with self._bus.consume(self.position) as consumer:
@@ -255,16 +247,6 @@ class Projector:
         """The streams of these events in which an earlier one is parked; asked with the checkpoint locked."""
         rows = await connection.fetch(_PARKED, list({event.subject for event in events}))
         return {row["subject"] for row in rows}
-
-    async def _require_same_log(self) -> None:
-        """Raise `RestoredLogError` when the read model stands for an event that the log does not have."""
-        row = await self._pool.fetchrow(_STANDS)
-        if row is not None and not row["same"]:
-            raise RestoredLogError(
-                f"The read model stands for position {row['position']} of another log than this one, which is at "
-                f"{row['head']}: the log was restored from an older copy. Stop this process, drop its schema "
-                f"{row['schema']}, run `fedota migrate`, and start it again: it makes its read model anew from the log."
-            )
 
     async def _look(self) -> None:
         """Take over what the database says, though it be less than we knew."""

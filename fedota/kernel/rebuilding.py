@@ -18,6 +18,7 @@ from fedota.events import Event
 from fedota.kernel.database import Connection, Pool
 from fedota.kernel.event_log import EventLog, is_outage
 from fedota.kernel.read_models import Projection
+from fedota.kernel.restores import RestoredLogError, begin_anew, require_same_log
 from fedota.kernel.tables import columns_of
 
 Told = Callable[[int, int], None]  # how many events of how many are done
@@ -102,8 +103,14 @@ async def rebuild(projection: Projection, pool: Pool, log: EventLog, told: Told 
     """Fill tables beside the live ones and put them in their place; the number of their rows.
 
     Readers find the old tables or the new ones, complete, at every moment. When it fails, or its process is killed, the
-    live ones stay as they are; when it is cancelled too late for that, it succeeds.
+    live ones stay as they are; when it is cancelled too late for that, it succeeds. Where they stand for what the log
+    does not have, they begin anew instead, and fill up while they are read.
     """
+    try:
+        await require_same_log(pool)
+    except RestoredLogError:
+        await begin_anew(projection, pool)
+        return 0
     if not projection.names:
         return 0
     rows: int | None = None
