@@ -27,7 +27,7 @@ format: .venv/.dev ## Put the code into its form
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: .venv/.dev ## Measure, each figure beside its anchor (JSON=path writes them there too; LARGE=1: a log of five million events)
+bench: .venv/.dev ## Measure, each figure beside its anchor (JSON=path writes them there too; LARGE=1: a log of five million events, a model of 4 GB)
 	@$(BIN)/python -m benchmarks $(if $(LARGE),--large) $(if $(JSON),--json $(JSON))
 
 clean: ## Remove what these commands made
