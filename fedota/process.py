@@ -8,7 +8,7 @@ import signal
 import stat
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,10 +18,12 @@ import structlog
 import uvloop
 from aiohttp import web
 
-from fedota.contracts.runtime import Ready
+from fedota.contracts.runtime import Listening, Ready
+from fedota.tls import origin, renewed, server_context
 
 Check = Callable[[], Awaitable[object]]
 _CHECK_SECONDS: Final = 2.0
+_BACKLOG: Final = 4096  # connections: after a restart everybody comes at once, and who finds no place waits a second
 _log = structlog.get_logger(__name__)
 
 
@@ -126,15 +128,14 @@ async def _metrics(request: web.Request) -> web.Response:
 
 def run(
     create_app: Callable[[], web.Application],
+    listening: Listening,
     *,
-    host: str,
-    port: int,
     directory: Path | None,
     follow_parent: bool = False,
     mistakes: tuple[type[Exception], ...] = (),
     **server: Any,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; exits with 1 when it cannot. `server` goes to `serving`.
+    """Serve until SIGTERM or SIGINT; exits with 1 when it cannot. `server` goes to `aiohttp.web.AppRunner`.
 
     The words of `mistakes` say what to do, to whoever runs it: where in the program they were noticed is not logged.
 
@@ -142,7 +143,7 @@ def run(
     launcher that was killed with -9 leaves nobody behind.
     """
     try:
-        uvloop.run(_serve(create_app, host, port, directory, follow_parent, server))
+        uvloop.run(_serve(create_app, listening, directory, follow_parent, server))
     except asyncio.CancelledError:
         _log.info("stopped before it was ready")
     except Exception as error:
@@ -153,8 +154,7 @@ def run(
 
 async def _serve(
     create_app: Callable[[], web.Application],
-    host: str,
-    port: int,
+    listening: Listening,
     directory: Path | None,
     follow_parent: bool,
     server: dict[str, Any],
@@ -171,7 +171,7 @@ async def _serve(
     if follow_parent:
         _at_end_of_input(end)
     app = create_app()
-    async with serving(app, host, port, **server) as url:
+    async with serving_at(listening, app, **server) as url:
         starting = None
         gc.collect()
         gc.freeze()  # what is here now stays: each look through all of it would stop everything for 50 ms
@@ -210,14 +210,26 @@ def _at_end_of_input(stop: Callable[[], None]) -> None:
 
 @asynccontextmanager
 async def serving(app: web.Application, host: str, port: int, **server: Any) -> AsyncIterator[str]:
-    """The application, listening; gives its URL. `server` goes to `aiohttp.web.AppRunner`."""
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2, **server)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, host, port).start()
-        yield f"http://{host}:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+    """The application, listening, by plain HTTP; gives its URL. `server` goes to `aiohttp.web.AppRunner`."""
+    async with serving_at(Listening(host=host, port=port), app, **server) as url:
+        yield url
+
+
+@asynccontextmanager
+async def serving_at(listening: Listening, app: web.Application, **server: Any) -> AsyncIterator[str]:
+    """The same, by TLS where there is a certificate for it."""
+    async with AsyncExitStack() as stack:
+        context = None
+        if listening.certificate:
+            path = Path(listening.certificate)
+            context = server_context(path)
+            await stack.enter_async_context(renewed(context, path))
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=2, **server)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        await web.TCPSite(runner, listening.host, listening.port, ssl_context=context, backlog=_BACKLOG).start()
+        scheme = "https" if context else "http"
+        yield origin(scheme, listening.address or listening.host, runner.addresses[0][1])
 
 
 def _announce(directory: Path | None, url: str) -> None:

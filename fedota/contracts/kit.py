@@ -4,7 +4,11 @@ import msgspec
 
 
 class Kit(msgspec.Struct, frozen=True, kw_only=True):
-    """An organization's way into a problem. `token` proves the participation until `expires` (Unix seconds)."""
+    """An organization's way into a problem. `token` proves the participation until `expires` (Unix seconds).
+
+    `authority` is the certificate (PEM) of the authority behind the selectors' own, the only one to be trusted; empty
+    where they speak plain HTTP, which they do on one machine only.
+    """
 
     problem_id: str
     name: str
@@ -12,3 +16,4 @@ class Kit(msgspec.Struct, frozen=True, kw_only=True):
     token: str
     selectors: list[str]
     expires: int
+    authority: str = ""

@@ -12,8 +12,22 @@ from fedota.events.problems import ModelFile, Plan
 from fedota.events.rounds import Checkpoint, RoundUpdated
 
 
-class CoordinatorSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """`port` 0 means any free one. `key` is the secret that coordinator and selectors of one launch share.
+class Listening(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a process listens: at `host`, which others name by `address` where that is not empty.
+
+    `port` 0 means any free one. With `certificate`, the path of a PEM file that holds its key and then its certificate,
+    the process speaks TLS 1.3, and takes up what is renewed in that file. Without, it speaks plain HTTP: a coordinator
+    or selector then refuses to start unless `host` is of the loopback.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    address: str = ""
+    certificate: str = ""
+
+
+class CoordinatorSettings(Listening, frozen=True, kw_only=True):
+    """`key` is the secret that coordinator and selectors of one launch share.
 
     `nats_credentials` is the path of a `.creds` file for the problem's own NATS account.
     """
@@ -25,12 +39,13 @@ class CoordinatorSettings(msgspec.Struct, frozen=True, kw_only=True):
     nats_url: str
     nats_credentials: str
     key: str
-    host: str = "127.0.0.1"
-    port: int = 0
 
 
-class SelectorSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """`token_key` is the public key (PEM, Ed25519) that participation tokens are signed with."""
+class SelectorSettings(Listening, frozen=True, kw_only=True):
+    """`token_key` is the public key (PEM, Ed25519) that participation tokens are signed with.
+
+    `coordinator_authority` (PEM) is behind the coordinator's certificate; empty where that one speaks plain HTTP.
+    """
 
     problem_id: str
     run: int
@@ -38,8 +53,7 @@ class SelectorSettings(msgspec.Struct, frozen=True, kw_only=True):
     coordinator: str
     token_key: str
     key: str
-    host: str = "127.0.0.1"
-    port: int = 0
+    coordinator_authority: str = ""
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +103,16 @@ class Reported(msgspec.Struct, frozen=True, kw_only=True):
 
     position: int
     revoked: list[str] = []
+
+
+class RevokedRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Of whom does nothing count any more? Asked every few seconds: a round may be silent for long."""
+
+
+class RevokedOrganizations(msgspec.Struct, frozen=True, kw_only=True):
+    """Nothing more counts of these."""
+
+    revoked: list[str]
 
 
 class ResumeRequest(msgspec.Struct, frozen=True, kw_only=True):

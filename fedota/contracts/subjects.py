@@ -35,7 +35,7 @@ def command(service: str, name: str) -> str:
 
 
 def runtime(problem_id: str, verb: str) -> str:
-    """Where a problem's coordinator asks the platform: `report` and `resume` (rounds), `presign` (storage)."""
+    """Where a problem's coordinator asks the platform: `report`, `resume`, `revoked` (rounds), `presign` (storage)."""
     return f"fedota.runtime.{problem_id}.{verb}"
 
 

@@ -68,7 +68,7 @@ def free_port(host: str, wanted: int = 0, taken: Container[int] = ()) -> int:
 
 def is_free(host: str, port: int) -> bool:
     """Whether nobody has the port now. Raises `OSError` when the address is not one of this machine."""
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

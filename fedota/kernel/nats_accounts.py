@@ -67,7 +67,7 @@ PERMISSIONS: Final[dict[str, Permissions]] = {
     "problems": _service("problems"),
     "storage": _service("storage", subjects.runtime("*", "presign")),
     "orchestrator": _service("orchestrator"),
-    "rounds": _service("rounds", subjects.runtime("*", "report"), subjects.runtime("*", "resume")),
+    "rounds": _service("rounds", *(subjects.runtime("*", verb) for verb in ("report", "resume", "revoked"))),
     "gateway": Permissions(
         publish=[subjects.command("*", "*"), subjects.operation("*", "*"), *_consumes("gateway")],
         subscribe=["_INBOX_gateway.>", "$SRV.>", subjects.operation("gateway", "*")],

@@ -8,6 +8,7 @@ from typing import TypeVar
 from aiohttp import web
 
 from fedota import process
+from fedota.contracts.runtime import Listening
 from fedota.kernel.settings import LogSettings, SettingsError, load
 from fedota.process import SERVICE, Check, Service, configure_logging, serving
 
@@ -44,8 +45,7 @@ def main(name: str, kind: type[S], create_app: Callable[[S], web.Application]) -
     configure_logging(name, settings.log_level)
     process.run(
         lambda: create_app(settings),
-        host=settings.host,
-        port=settings.port,
+        Listening(host=settings.host, port=settings.port),
         directory=settings.directory,
         mistakes=(SettingsError,),
     )

@@ -1,4 +1,4 @@
-"""Servers that stand elsewhere, in place of embedded ones."""
+"""Servers that stand elsewhere, in place of embedded ones, and where others reach what runs here."""
 
 from pathlib import Path
 
@@ -18,6 +18,8 @@ class External(msgspec.Struct, frozen=True, kw_only=True):
     `nats_runtime_credentials` that of all coordinators: without operator mode problems are not isolated from each
     other on NATS. Checkpoints of the log go to `s3_audit_bucket` (`<s3_bucket>-audit`), by keys of their own where
     these are given: what storage holds should not reach them.
+
+    Clients on other machines reach the selectors at `selectors_host`, by TLS; the orchestrator's settings say more.
     """
 
     database_url: Secret | None = None
@@ -32,6 +34,9 @@ class External(msgspec.Struct, frozen=True, kw_only=True):
     s3_audit_bucket: str = ""
     s3_audit_access_key: str = ""
     s3_audit_secret_key: Secret | None = None
+    selectors_host: str = ""
+    selectors_bind: str = ""
+    selectors_tls: bool = False
 
     def require_whole(self) -> None:
         """Raise `LocalError` when half of what belongs together is missing."""
@@ -42,6 +47,16 @@ class External(msgspec.Struct, frozen=True, kw_only=True):
 
         if bool(self.s3_audit_access_key) != bool(self.s3_audit_secret_key):
             raise LocalError("FEDOTA_S3_AUDIT_ACCESS_KEY and FEDOTA_S3_AUDIT_SECRET_KEY need each other.")
+
+    @property
+    def selectors(self) -> dict[str, str | bool]:
+        """What the orchestrator is told of where selectors listen; what is not given is left to it."""
+        told: dict[str, str | bool] = {
+            "selectors_host": self.selectors_host,
+            "selectors_bind": self.selectors_bind,
+            "selectors_tls": self.selectors_tls,
+        }
+        return {name: value for name, value in told.items() if value}
 
     @property
     def s3(self) -> S3Access | None:

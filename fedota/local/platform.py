@@ -51,7 +51,8 @@ async def running(path: Path, external: External, tell: Callable[[str], None]) -
         tell("database")
         tokens = _tokens(data)
         _write_settings(data, "auditor", _settings(data, servers, "auditor"))  # for who audits: it is no process
-        programs = [_program(data, name, _settings(data, servers, name)) for name in MODULES]
+        more = {"orchestrator": external.selectors}
+        programs = [_program(data, name, {**_settings(data, servers, name), **more.get(name, {})}) for name in MODULES]
         async with all_kept_alive(programs, tell):
             url = await address_of(data.path, "gateway")
             assert url

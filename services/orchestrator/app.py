@@ -41,6 +41,7 @@ async def _resources(
             accounts,
             nats_url=settings.runtime_nats_url or settings.nats_url,
             token_key=settings.token_public_key_file.read_text(),
+            exposure=settings.exposure,
             modules=modules,
             pace=pace,
         ) as launcher,

@@ -43,6 +43,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     said: Literal["nothing", "spawned", "failed"] = "nothing"
     coordinator: str = ""
     selectors: list[str] = []
+    authority: str = ""
     degraded: list[str] = []
 
     @property
@@ -75,7 +76,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 class Infra(msgspec.Struct, frozen=True, kw_only=True):
     """What there is of a namespace.
 
-    `answering` has the address of each component that answers now. `launched` is false for what an earlier life of the
+    `answering` has the address of each component that answers now. `authority` is the certificate (PEM) behind those of
+    the selectors, empty where they speak plain HTTP. `launched` is false for what an earlier life of the
     launcher left behind: its addresses are remembered, but nothing of it runs.
     """
 
@@ -84,6 +86,7 @@ class Infra(msgspec.Struct, frozen=True, kw_only=True):
     backend: str
     launched: bool = True
     answering: dict[str, str] = {}
+    authority: str = ""
     failure: Failure | None = None
 
 
@@ -180,8 +183,9 @@ def _said(state: State, data: EventData) -> State:
     match data:
         case InfraStopped(run=run):
             return msgspec.structs.replace(state, ended=[ended for ended in state.ended if ended.run != run])
-        case InfraSpawned(run=state.run, coordinator=coordinator, selectors=selectors):
-            return msgspec.structs.replace(state, said="spawned", coordinator=coordinator, selectors=selectors)
+        case InfraSpawned(run=state.run, coordinator=coordinator, selectors=selectors, authority=authority):
+            addresses = {"coordinator": coordinator, "selectors": selectors, "authority": authority}
+            return msgspec.structs.replace(state, said="spawned", **addresses)
         case InfraFailed(run=state.run):
             return msgspec.structs.replace(state, said="failed")
         case InfraDegraded(run=state.run, component=component):
@@ -224,8 +228,9 @@ def _say(state: State, infra: Infra, deaths: Sequence[Death]) -> Say | None:
     names = [COORDINATOR, *selector_names(state.plan)]
     now = [infra.answering.get(name, "") for name in names]
     before = [state.coordinator, *state.selectors]
-    if all(now) and (state.said != "spawned" or now != before):
-        spawned = InfraSpawned(**about, backend=infra.backend, coordinator=now[0], selectors=now[1:])
+    if all(now) and (state.said != "spawned" or now != before or infra.authority != state.authority):
+        answering: dict[str, Any] = {"coordinator": now[0], "selectors": now[1:], "authority": infra.authority}
+        spawned = InfraSpawned(**about, backend=infra.backend, **answering)
         return Say(spawned, state.cause, f"{key}/spawned/{state.version}")
     same = {name for name, new, old in zip(names, now, before, strict=False) if new and new == old}
     for name in sorted(same.intersection(state.degraded)):

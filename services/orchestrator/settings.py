@@ -1,8 +1,17 @@
 """What the orchestrator is told."""
 
+import ipaddress
+import re
 from pathlib import Path
+from typing import Final
 
 from fedota.kernel.settings import ProcessSettings
+from fedota.tls import is_loopback
+from services.orchestrator.launchers import Exposure
+
+_NAME: Final = re.compile(r"(?=.{1,253}$)[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*")
+_EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 - what stands there speaks TLS
+_ALL: Final = (_EVERYWHERE, "::")
 
 
 class Settings(ProcessSettings, frozen=True, kw_only=True):
@@ -16,6 +25,11 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
       account of its own, and reaches its own subjects only.
     - With `runtime_credentials`, for a NATS server without operator mode, every coordinator gets a copy of that file.
       Problems are then not isolated from each other: whoever takes over one coordinator can speak for all.
+
+    Clients reach selectors at `selectors_host`, a name or address of this machine. They speak TLS with certificates of
+    an authority that each launch has for itself and that the join kit carries; on loopback only with `selectors_tls`.
+    They listen at the address `selectors_bind`, by default at `selectors_host`, and at all addresses where that is a
+    name.
     """
 
     token_public_key_file: Path
@@ -25,6 +39,9 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
     system_credentials: Path | None = None
     platform_account: str = ""
     runtime_credentials: Path | None = None
+    selectors_host: str = "127.0.0.1"
+    selectors_bind: str = ""
+    selectors_tls: bool = False
 
     def __post_init__(self) -> None:
         if not (self.runtime_directory or self.directory):
@@ -40,6 +57,21 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
                 "operator_seed_file, system_credentials and platform_account give each problem its own NATS account, "
                 "and are missing; for a NATS server without operator mode runtime_credentials stands in their place"
             )
+        if self.selectors_host in _ALL or not (
+            _is_address(self.selectors_host) or _NAME.fullmatch(self.selectors_host)
+        ):
+            raise ValueError(
+                f"selectors_host is the name or address that clients connect to, but it is {self.selectors_host!r}"
+            )
+        if self.selectors_bind and not _is_address(self.selectors_bind):
+            raise ValueError(f"selectors_bind is an address of this machine, but it is {self.selectors_bind!r}")
+
+    @property
+    def exposure(self) -> Exposure:
+        """Where selectors listen: by plain HTTP only where nobody but this machine can."""
+        host = self.selectors_bind or _listening(self.selectors_host)
+        on_loopback = is_loopback(self.selectors_host) and is_loopback(host)
+        return Exposure(host, self.selectors_host, self.selectors_tls or not on_loopback)
 
     @property
     def namespaces_directory(self) -> Path:
@@ -48,3 +80,17 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
             return self.runtime_directory
         assert self.directory
         return self.directory / "namespaces"
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _listening(host: str) -> str:
+    if _is_address(host):
+        return host
+    return "127.0.0.1" if is_loopback(host) else _EVERYWHERE

@@ -21,6 +21,7 @@ from pathlib import Path
 from aiohttp import web
 
 from fedota import process
+from fedota.contracts.runtime import Listening
 
 async def work(kind):
     if kind in ("vital", "other"):
@@ -47,7 +48,7 @@ def create_app():
     return app
 
 process.configure_logging("test", "info")
-process.run(create_app, host="127.0.0.1", port=0, directory=Path.cwd(), follow_parent=True, mistakes=(LookupError,))
+process.run(create_app, Listening(), directory=Path.cwd(), follow_parent=True, mistakes=(LookupError,))
 """
 
 

@@ -1,7 +1,7 @@
 """What a launcher is: the one thing between the orchestrator and whatever runs coordinators and selectors."""
 
 from collections.abc import AsyncIterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -13,6 +13,14 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
     namespace: str
     death: Death | None = None
+
+
+class Exposure(NamedTuple):
+    """Where selectors listen (`host`), how clients name that (`address`), and whether they speak TLS there."""
+
+    host: str = "127.0.0.1"
+    address: str = "127.0.0.1"
+    tls: bool = False
 
 
 class Launcher(Protocol):

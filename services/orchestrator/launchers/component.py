@@ -1,10 +1,11 @@
 """One component of a namespace as a child process: started, watched, started again at the same address."""
 
 import asyncio
+import ssl
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -15,13 +16,15 @@ from fedota.contracts.runtime import CoordinatorSettings, Ready, SelectorSetting
 from fedota.events import to_json, uuid7
 from fedota.kernel.files import free_port, last_lines, private_directory, write_private
 from fedota.kernel.processes import Guarded, spawn
+from fedota.tls import origin
 from services.orchestrator.domain import Death, Failure
-from services.orchestrator.launchers.files import ALIVE, LOG, READY, SETTINGS, locked, recall
+from services.orchestrator.launchers.files import ALIVE, CERTIFICATE, LOG, READY, SETTINGS, locked, recall
 
 Settings = CoordinatorSettings | SelectorSettings
 T = TypeVar("T")
 _POLL: Final = 0.05  # seconds
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=2)
+_ALL_ADDRESSES: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - who listens at all of them is asked at one
 _LIMITED: Final = ("/bin/sh", "-c", 'ulimit -c 0; ulimit -n 16384 2>/dev/null; exec "$@"', "sh")
 
 
@@ -39,6 +42,7 @@ class Pace(NamedTuple):
     look: float = 5.0  # between two looks whether it is still ready
     grace: float = 10.0
     deaths: int = 5
+    renewal: float = 30 * 86_400.0  # the age of a certificate at which it is renewed
 
 
 class End(NamedTuple):
@@ -50,13 +54,19 @@ class End(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What a component runs: `python -m module` in `directory`, told `settings(port)`."""
+    """What a component runs: `python -m module` in `directory`, told `settings(port)`.
+
+    What it speaks TLS with is made by `certificate` (None: it speaks plain HTTP), and those who ask it are to trust
+    `trusted`.
+    """
 
     name: str
     module: str
     directory: Path
     run: int
     settings: Callable[[int], Settings]
+    certificate: Callable[[], bytes] | None = None
+    trusted: ssl.SSLContext | bool = True
 
 
 class Component:
@@ -139,6 +149,7 @@ class Component:
         async with locked(directory / ALIVE, self._pace.ready) as lock:
             (directory / READY).unlink(missing_ok=True)
             settings = self._program.settings(self._port())
+            self._certify()
             self._write(msgspec.structs.replace(settings, port=free_port(settings.host, settings.port)))
             argv = [*_LIMITED, sys.executable, "-m", self._program.module]
             return await spawn(argv, directory=directory, env={}, log=directory / LOG, keep_open=[lock])
@@ -187,15 +198,33 @@ class Component:
         well = monotonic()
         while monotonic() - well < self._pace.ready:
             await asyncio.sleep(self._pace.look)
+            self._renew()
             if await self._is_ready(url):
                 well = monotonic()
 
     async def _is_ready(self, url: str) -> bool:
+        """Asked where it listens: the address that others have for it may lead past this machine."""
         try:
-            async with self._http.get(f"{url}/readyz", timeout=_TIMEOUT, allow_redirects=False) as response:
+            async with self._http.get(
+                f"{self._here(url)}/readyz", timeout=_TIMEOUT, allow_redirects=False, ssl=self._program.trusted
+            ) as response:
                 return response.status == 200
         except (aiohttp.ClientError, TimeoutError):
             return False
+
+    def _here(self, url: str) -> str:
+        port = urlsplit(url).port or 0
+        return origin(urlsplit(url).scheme, probed(self._program.settings(port).host), port)
+
+    def _certify(self) -> None:
+        if self._program.certificate:
+            write_private(self._program.directory / CERTIFICATE, self._program.certificate())
+
+    def _renew(self) -> None:
+        """The process takes up what is renewed: nobody is cut off, however long the training lasts."""
+        path = self._program.directory / CERTIFICATE
+        if path.exists() and time() - path.stat().st_mtime > self._pace.renewal:
+            self._certify()
 
     def _log(self) -> list[str]:
         return last_lines(self._program.directory / LOG)
@@ -203,6 +232,11 @@ class Component:
     def _write(self, settings: Settings) -> None:
         """What the process reads when it starts, and what is remembered of it."""
         write_private(self._program.directory / SETTINGS, to_json(settings))
+
+
+def probed(host: str) -> str:
+    """An address of this machine at which a process that listens at `host` answers."""
+    return _ALL_ADDRESSES.get(host, host)
 
 
 def in_words(code: int) -> str:

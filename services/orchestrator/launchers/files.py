@@ -14,6 +14,7 @@ import msgspec
 SETTINGS: Final = "settings.json"
 READY: Final = "ready.json"
 LOG: Final = "log"
+CERTIFICATE: Final = "tls.pem"
 ALIVE: Final = "alive"  # locked by each process that lives there
 _POLL: Final = 0.05  # seconds
 

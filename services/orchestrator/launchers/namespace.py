@@ -10,9 +10,12 @@ from typing import Final, NamedTuple
 import aiohttp
 
 from fedota.contracts.runtime import CoordinatorSettings, SelectorSettings
+from fedota.tls import client_context
 from services.orchestrator.domain import COORDINATOR, Death, Infra, Spec, selector_names
-from services.orchestrator.launchers import Change
-from services.orchestrator.launchers.component import Component, Pace, Program, Settings
+from services.orchestrator.launchers import Change, Exposure
+from services.orchestrator.launchers.authority import Authority
+from services.orchestrator.launchers.component import Component, Pace, Program, probed
+from services.orchestrator.launchers.files import CERTIFICATE
 
 BACKEND: Final = "processes"
 
@@ -25,12 +28,17 @@ class Modules(NamedTuple):
 
 
 class Access(NamedTuple):
-    """What the processes of a namespace reach the platform with, and know each other and their clients by."""
+    """What the processes of a namespace reach the platform with, and know each other and their clients by.
+
+    Selectors have certificates of `authority`; without one they speak plain HTTP.
+    """
 
     nats_url: str
     nats_credentials: Path
     token_key: str
     key: str
+    exposure: Exposure = Exposure()
+    authority: Authority | None = None
 
 
 def coordinator_settings(spec: Spec, access: Access, port: int) -> CoordinatorSettings:
@@ -47,8 +55,10 @@ def coordinator_settings(spec: Spec, access: Access, port: int) -> CoordinatorSe
     )
 
 
-def selector_settings(spec: Spec, access: Access, name: str, coordinator: str, port: int) -> SelectorSettings:
-    """What a selector is told."""
+def selector_settings(
+    spec: Spec, access: Access, name: str, coordinator: str, certificate: str, port: int
+) -> SelectorSettings:
+    """What a selector is told; `certificate` is where it finds its own."""
     return SelectorSettings(
         problem_id=spec.problem_id,
         run=spec.run,
@@ -56,6 +66,9 @@ def selector_settings(spec: Spec, access: Access, name: str, coordinator: str, p
         coordinator=coordinator,
         token_key=access.token_key,
         key=access.key,
+        host=access.exposure.host,
+        address=access.exposure.address,
+        certificate=certificate,
         port=port,
     )
 
@@ -74,23 +87,36 @@ class Namespace:
         pace: Pace,
     ) -> None:
         self.spec = spec
+        self._directory = directory
         self._access = access
         self._tell = tell
         self._moved = asyncio.Event()
         self._coordinator_url = ""
         self._task: asyncio.Task[None] | None = None
 
-        def component(name: str, module: str, settings: Callable[[int], Settings]) -> Component:
-            return Component(Program(name, module, directory / name, spec.run, settings), self._changed, http, pace)
+        def component(program: Program) -> Component:
+            return Component(program, self._changed, http, pace)
 
-        self._coordinator = component(COORDINATOR, modules.coordinator, partial(coordinator_settings, spec, access))
+        self._coordinator = component(self._coordinator_program(modules.coordinator))
         self._selectors = [
-            component(name, modules.selector, partial(self._selector_settings, name))
-            for name in selector_names(spec.plan)
+            component(self._selector_program(name, modules.selector)) for name in selector_names(spec.plan)
         ]
 
+    def _coordinator_program(self, module: str) -> Program:
+        settings = partial(coordinator_settings, self.spec, self._access)
+        return Program(COORDINATOR, module, self._directory / COORDINATOR, self.spec.run, settings)
+
+    def _selector_program(self, name: str, module: str) -> Program:
+        program = Program(name, module, self._directory / name, self.spec.run, partial(self._selector_settings, name))
+        if (authority := self._access.authority) is None:
+            return program
+        hosts = (self._access.exposure.address, probed(self._access.exposure.host))
+        trusted = client_context(authority.pem)
+        return program._replace(certificate=lambda: authority.issue(name, hosts), trusted=trusted)
+
     def _selector_settings(self, name: str, port: int) -> SelectorSettings:
-        return selector_settings(self.spec, self._access, name, self._coordinator_url, port)
+        certificate = str(self._directory / name / CERTIFICATE) if self._access.authority else ""
+        return selector_settings(self.spec, self._access, name, self._coordinator_url, certificate, port)
 
     @property
     def infra(self) -> Infra:
@@ -101,6 +127,7 @@ class Namespace:
             run=self.spec.run,
             backend=BACKEND,
             answering={component.name: component.url for component in components if component.url},
+            authority=self._access.authority.pem if self._access.authority else "",
             failure=next((component.failure for component in components if component.failure), None),
         )
 

@@ -1,7 +1,8 @@
 """Coordinators and selectors as child processes of the orchestrator, each in a directory of its own.
 
 `<runtime directory>/<namespace>/<component>/` holds what a process is told and what it writes. It outlives the
-orchestrator: after a restart the same run gets the same key and the same ports from it.
+orchestrator: after a restart the same run gets the same key and the same ports from it, and the same authority from
+`<namespace>/authority/`.
 """
 
 import asyncio
@@ -17,8 +18,9 @@ import aiohttp
 
 from fedota.kernel.files import private_directory
 from services.orchestrator.domain import COORDINATOR, Infra, Spec, is_namespace
-from services.orchestrator.launchers import Change
+from services.orchestrator.launchers import Change, Exposure
 from services.orchestrator.launchers.accounts import Accounts
+from services.orchestrator.launchers.authority import Authority
 from services.orchestrator.launchers.component import Pace
 from services.orchestrator.launchers.files import ALIVE, locked, recall
 from services.orchestrator.launchers.namespace import BACKEND, Access, Modules, Namespace
@@ -30,7 +32,10 @@ _NO_RUN: Final = 0  # runs count from 1
 
 
 class ProcessLauncher:
-    """The `Launcher` of one machine; `nats_url` and `token_key` are what launched processes are told."""
+    """The `Launcher` of one machine; `nats_url` and `token_key` are what launched processes are told.
+
+    Selectors listen as `exposure` says.
+    """
 
     def __init__(
         self,
@@ -38,6 +43,7 @@ class ProcessLauncher:
         accounts: Accounts,
         nats_url: str,
         token_key: str,
+        exposure: Exposure,
         modules: Modules,
         pace: Pace,
         http: aiohttp.ClientSession,
@@ -46,6 +52,7 @@ class ProcessLauncher:
         self._accounts = accounts
         self._nats_url = nats_url
         self._token_key = token_key
+        self._exposure = exposure
         self._modules = modules
         self._pace = pace
         self._http = http
@@ -61,6 +68,7 @@ class ProcessLauncher:
         *,
         nats_url: str,
         token_key: str,
+        exposure: Exposure = Exposure(),  # noqa: B008 - immutable
         modules: Modules | None = None,
         pace: Pace | None = None,
     ) -> AsyncIterator["ProcessLauncher"]:
@@ -70,7 +78,9 @@ class ProcessLauncher:
         """
         private_directory(directory)
         async with locked(directory / _LOCK, _PATIENCE), aiohttp.ClientSession() as http:
-            launcher = cls(directory, accounts, nats_url, token_key, modules or Modules(), pace or Pace(), http)
+            launcher = cls(
+                directory, accounts, nats_url, token_key, exposure, modules or Modules(), pace or Pace(), http
+            )
             try:
                 yield launcher
             finally:
@@ -92,7 +102,8 @@ class ProcessLauncher:
         memory = recall(directory / COORDINATOR)
         key = memory.key if memory and memory.run == spec.run else secrets.token_urlsafe(32)
         credentials = await self._accounts.grant(spec.problem_id, directory)
-        access = Access(self._nats_url, credentials, self._token_key, key)
+        authority = Authority.of(directory) if self._exposure.tls else None
+        access = Access(self._nats_url, credentials, self._token_key, key, self._exposure, authority)
         namespace = Namespace(spec, directory, access, self._modules, self._changes.put_nowait, self._http, self._pace)
         self._running[spec.namespace] = namespace
         namespace.start()

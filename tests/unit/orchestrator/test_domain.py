@@ -133,6 +133,7 @@ _EARLIER = Ended(run=1, reason="enough", cause=3)
             changed(SPAWNED, wanted=False),
         ),
         (STARTED, SPAWNED_EVENT, changed(SPAWNED, version=5)),
+        (STARTED, changed(SPAWNED_EVENT, authority="PEM"), changed(SPAWNED, authority="PEM", version=5)),  # type: ignore[arg-type]
         (STARTED, InfraFailed(**RUN, reason="r", log=[]), changed(STARTED, said="failed", version=5)),
         (
             changed(SPAWNED, degraded=["selector-1"]),
@@ -236,6 +237,10 @@ _ENDED = changed(SPAWNED, wanted=False, ended=[_END])
             [],
             said(changed(SPAWNED_EVENT, selectors=["http://s0", "http://elsewhere"]), "spawned/4"),  # type: ignore[arg-type]
         ),
+        # who is to trust the selectors must hear of another authority
+        (STARTED, infra(authority="PEM"), [], said(changed(SPAWNED_EVENT, authority="PEM"), "spawned/4")),  # type: ignore[arg-type]
+        (SPAWNED, infra(authority="PEM"), [], said(changed(SPAWNED_EVENT, authority="PEM"), "spawned/4")),  # type: ignore[arg-type]
+        (changed(SPAWNED, authority="PEM"), infra(authority="PEM"), [], None),
         (SPAWNED, infra(answering={}), [DEATH], _DEGRADED),
         (SPAWNED, INFRA, [DEATH], _DEGRADED),  # it has recovered already: both are told, in order
         (STARTED, INFRA, [DEATH], _DEGRADED),
