@@ -47,6 +47,7 @@ CATALOGUE: Final[dict[str, Kind]] = {
     "ticket_refused": Kind(403, "The ticket is not valid for this round"),
     "round_over": Kind(409, "The round takes no more updates"),
     "already_reported": Kind(409, "This client's update was counted already"),
+    "offset_mismatch": Kind(409, "The update goes on from another place"),
     "update_malformed": Kind(422, "The update is not a valid safetensors body"),
     "update_mismatch": Kind(422, "The update's tensors do not match the model"),
     "update_not_finite": Kind(422, "The update holds NaN or infinity"),

@@ -45,6 +45,7 @@ ACTIONS: Final[dict[str, frozenset[Role]]] = {
     "read_infrastructure": _EVERYBODY,
     "read_infrastructure_log": _SETTERS,
     "read_rounds": _EVERYBODY,
+    "read_contributions": _EVERYBODY,
     "read_model": _SETTERS,
     "read_events": _EVERYBODY,
     "read_metrics": _OPERATORS,

@@ -22,6 +22,7 @@ from gateway.web_errors import Handler, require_plain, whole_number
 _SHOWN_PROBLEMS: Final = 200
 _SHOWN_ATTEMPTS: Final = 100
 _SHOWN_EVENTS: Final = 60
+_SHOWN_CONTRIBUTIONS: Final = 60
 _FORM_LIMIT: Final = 4096
 # where signing in may lead: our own pages only
 _PLACE: Final = re.compile(r"/(?:problems/[0-9a-f-]{36}(?:\?at=\d{1,18})?)?")
@@ -104,6 +105,9 @@ async def show_problem(request: web.Request) -> web.Response:
         progress=progress(rounds[0]) if rounds else None,
         metrics=sorted({name for row in rounds for name in row["metrics"]}),
         curves=await reads.curves(problem_id, problem["run"]),
+        contributions=await reads.last_contributions(
+            problem_id, problem["run"], request[IDENTITY].organization, _SHOWN_CONTRIBUTIONS
+        ),
         feed=await reads.feed(problem_id, _SHOWN_EVENTS),
     )
 

@@ -59,6 +59,19 @@ def organization_of(request: web.Request) -> str:
     return organization
 
 
+def organization_asked_for(request: web.Request) -> str | None:
+    """The organization that a read is about; None for all.
+
+    Whoever acts for one asks about that one: `forbidden` is raised for another.
+    """
+    asked, identity = request.query.get("organization"), request[IDENTITY]
+    if asked is None:
+        return identity.organization
+    organization: str = _checked("organization", asked, Organization)
+    identity.require_organization(organization)
+    return organization
+
+
 def file_name_of(request: web.Request) -> str:
     """The file's name in the address."""
     name: str = _in_address(request, "name", FileName)

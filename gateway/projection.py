@@ -26,7 +26,15 @@ from fedota.kernel.projection import Projection
 from fedota.kernel.tables import Add, Change, Drop, Put, Set, writing
 from fedota.words import sentence
 
-_NOTHING: Final = {"backend": "", "coordinator": "", "selectors": [], "reason": "", "failure": "", "log": []}
+_NOTHING: Final = {
+    "backend": "",
+    "coordinator": "",
+    "selectors": [],
+    "authority": "",
+    "reason": "",
+    "failure": "",
+    "log": [],
+}
 WHOLE: Final = ""  # the row of `infrastructure` that stands for all components together
 _TABLES: Final = """
 create table if not exists problems (
@@ -45,8 +53,8 @@ create table if not exists participations (
 );
 create table if not exists infrastructure (
     problem_id text, run int, component text, state text not null, namespace text not null, backend text not null,
-    coordinator text not null, selectors json not null, reason text not null, failure text not null, log json not null,
-    changed timestamptz not null, primary key (problem_id, run, component)
+    coordinator text not null, selectors json not null, authority text not null, reason text not null,
+    failure text not null, log json not null, changed timestamptz not null, primary key (problem_id, run, component)
 );
 create table if not exists rounds (
     problem_id text, run int, round int, attempt int, stage text not null, goal_count int not null,
@@ -54,6 +62,11 @@ create table if not exists rounds (
     participants json not null, refusals json not null, examples bigint not null, metrics json not null,
     seconds float8 not null, checkpoint json, final boolean not null, reason text not null,
     changed timestamptz not null, position bigint not null, primary key (problem_id, run, round, attempt)
+);
+create table if not exists contributions (
+    problem_id text, run int, round int, attempt int, organization text, updates bigint not null,
+    examples bigint not null, size bigint not null, seconds float8 not null, clipped bigint not null,
+    refusals json not null, primary key (problem_id, run, round, attempt, organization)
 );
 create table if not exists feed (
     problem_id text, position bigint, type text not null, time timestamptz not null, actor text not null,
@@ -84,7 +97,7 @@ def _said(event: Event) -> Change:
 def _state(event: Event) -> list[Change]:
     match event.data:
         case RoundUpdated() as data:  # first: most events are reports, and a rebuild goes through millions of them
-            return [_round(event, data)]
+            return [_round(event, data), *_contributions(data)]
         case ProblemCreated():
             return [_created(event, event.data)]
         case ProblemRevised() as data:
@@ -141,10 +154,19 @@ def _file(event: Event, file: dict[str, Any]) -> Change:
 
 def _round(event: Event, data: RoundUpdated) -> Change:
     values = msgspec.structs.asdict(data)
-    del values["report"], values["problem_id"], values["run"], values["round"], values["attempt"]
+    del values["report"], values["contributions"]  # these have rows of their own
+    del values["problem_id"], values["run"], values["round"], values["attempt"]
     values["changed"], values["position"] = event.time, event.position
-    key = {"problem_id": data.problem_id, "run": data.run, "round": data.round, "attempt": data.attempt}
-    return Put("rounds", key, values)
+    return Put("rounds", _attempt(data), values)
+
+
+def _attempt(data: RoundUpdated) -> dict[str, Any]:
+    return {"problem_id": data.problem_id, "run": data.run, "round": data.round, "attempt": data.attempt}
+
+
+def _contributions(data: RoundUpdated) -> list[Change]:
+    # an attempt ends once, and only then they are told
+    return [Add("contributions", {**_attempt(data), **msgspec.structs.asdict(one)}) for one in data.contributions]
 
 
 def _infrastructure(event: Event) -> list[Change]:
@@ -168,7 +190,7 @@ def _infrastructure(event: Event) -> list[Change]:
 
 def _spawned(event: Event, data: InfraSpawned) -> Change:
     addresses = {"backend": data.backend, "coordinator": data.coordinator, "selectors": data.selectors}
-    return _component(event, data, WHOLE, "running", **addresses)
+    return _component(event, data, WHOLE, "running", **addresses, authority=data.authority)
 
 
 def _component(event: Event, data: Any, component: str, state: str, **values: Any) -> Change:
@@ -177,5 +199,5 @@ def _component(event: Event, data: Any, component: str, state: str, **values: An
     return Put("infrastructure", key, values, {name: text for name, text in _NOTHING.items() if name not in values})
 
 
-NAMES: Final = ("problems", "files", "participations", "infrastructure", "rounds", "feed")
+NAMES: Final = ("problems", "files", "participations", "infrastructure", "rounds", "contributions", "feed")
 PROJECTION: Final = Projection(tables=_TABLES, names=NAMES, write=writing(changes, *NAMES))

@@ -1,7 +1,7 @@
 """The part of the API that only reads."""
 
 import re
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from aiohttp import web
@@ -18,17 +18,19 @@ from gateway.parts import (
     answer,
     command,
     file_name_of,
+    organization_asked_for,
     organization_of,
     problem_id_of,
 )
 from gateway.people import PEOPLE
 from gateway.reading import PAST_PROBLEMS, at_of, fresh, of_the_page, questions_of, reading
 from gateway.reads import Row, is_problem_id, without_logs
-from gateway.stream import Filter, send
+from gateway.stream import Eyes, Filter, send
 from gateway.web_errors import moment, whole_number, wrong_parameter
 
 _INT: Final = 2**31 - 1
 _MOST: Final = 1000
+_MOST_GIVEN: Final = 100  # rounds in a page of contributions: each has a row for every organization
 _PERSON: Final = re.compile(r"(.+) \(([^()]+)\)", re.DOTALL)
 
 
@@ -79,7 +81,7 @@ async def get_kit(request: web.Request) -> web.Response:
     """The join kit of an approved organization, as a download."""
     problem, organization = await _problem(request), organization_of(request)
     await _require_approved(request, problem["problem_id"], organization)
-    selectors = await _running_selectors(request, problem)
+    infrastructure = await _running_infrastructure(request, problem)
     reply = await command(request, IssueToken(problem_id=problem["problem_id"], organization=organization))
     issued = msgspec.convert(reply.result, IssuedToken)
     kit = Kit(
@@ -87,8 +89,9 @@ async def get_kit(request: web.Request) -> web.Response:
         name=problem["name"],
         organization=organization,
         token=issued.token,
-        selectors=selectors,
+        selectors=infrastructure["selectors"],
         expires=issued.expires,
+        authority=infrastructure["authority"],
     )
     response = answer(kit)
     file_name = organization.replace(" ", "-")
@@ -113,6 +116,18 @@ async def list_rounds(request: web.Request) -> web.Response:
     rounds = await questions_of(request).rounds(problem["problem_id"], run, after=after, limit=limit)
     is_full = bool(rounds) and rounds[-1]["round"] == after + limit
     return answer({"run": run, "rounds": rounds, "next": after + limit if is_full else None})
+
+
+@reading()
+async def list_contributions(request: web.Request) -> web.Response:
+    """What organizations gave to a run's rounds; whoever acts for one sees its own. Pages are as of `list_rounds`."""
+    problem, organization = await _problem(request), organization_asked_for(request)
+    problem_id, questions = problem["problem_id"], questions_of(request)
+    run, limit = _run(request, problem), max(1, whole_number(request, "limit", _MOST_GIVEN, most=_MOST_GIVEN))
+    after = whole_number(request, "after", 0, most=_INT)
+    newest = await questions.newest_round(problem_id, run)  # before the rows: what comes meanwhile is on another page
+    found = await questions.contributions(problem_id, run, organization, after=after, limit=limit)
+    return answer({"run": run, "contributions": found, "next": after + limit if newest > after + limit else None})
 
 
 @reading()
@@ -159,7 +174,8 @@ async def list_events(request: web.Request) -> web.Response:
     feed = request.app[PARTS].feed
     head = await feed.head()
     page = await feed.page(wanted, after, limit)
-    events = [msgspec.Raw(item.body(_sees_logs(request))) for item in page.items]
+    eyes = _eyes_of(request)
+    events = [msgspec.Raw(item.body(eyes)) for item in page.items]
     return answer({"events": events, "next": page.reached, "head": head})
 
 
@@ -175,7 +191,7 @@ async def get_event(request: web.Request) -> web.Response:
     if item is None:
         head = await feed.head()
         raise FedotaError("position_not_reached", f"The log has reached position {head}, not {text}.")
-    return answer(msgspec.Raw(item.body(_sees_logs(request))))
+    return answer(msgspec.Raw(item.body(_eyes_of(request))))
 
 
 async def stream_events(request: web.Request) -> web.StreamResponse:
@@ -187,7 +203,11 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
     if (last := request.headers.get("Last-Event-ID", "")).isascii() and last.isdecimal() and len(last) < 19:
         after = int(last)
     batches = request.app[PARTS].feed.follow(await _wanted(request), after, request.app[HEARTBEAT])
-    return await send(request, batches, logs=_sees_logs(request), welcome=request[STILL_IN])
+    return await send(request, batches, eyes=_eyes_of(request), welcome=request[STILL_IN])
+
+
+def _eyes_of(request: web.Request) -> Eyes:
+    return Eyes(logs=_sees_logs(request), organization=request[IDENTITY].organization)
 
 
 def _sees_logs(request: web.Request) -> bool:
@@ -264,10 +284,10 @@ async def _require_approved(request: web.Request, problem_id: str, organization:
         )
 
 
-async def _running_selectors(request: web.Request, problem: Row) -> list[str]:
-    infrastructure: dict[str, Any] = await questions_of(request).infrastructure(problem["problem_id"], problem["run"])
+async def _running_infrastructure(request: web.Request, problem: Row) -> Row:
+    infrastructure: Row = await questions_of(request).infrastructure(problem["problem_id"], problem["run"])
     if problem["state"] == "running" and infrastructure["state"] in ("running", "degraded"):
-        return list(infrastructure["selectors"])
+        return infrastructure
     raise FedotaError(
         "problem_state",
         f"The problem is {problem['state']} and its infrastructure is {infrastructure['state']}, so there are no "

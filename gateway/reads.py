@@ -36,6 +36,13 @@ _ROUND: Final = """
 select run, round, attempt, stage, goal_count, minimum_count, waiting, selected, reported, participants, refusals,
     examples, metrics, seconds, checkpoint, final, reason, changed, position from rounds
 """
+_CONTRIBUTION: Final = """
+select c.run, c.round, c.attempt, r.stage, c.organization, c.updates, c.examples,
+    case when r.stage = 'completed' and r.examples > 0 then c.examples::float8 / r.examples else 0 end as share,
+    c.size, c.seconds, c.clipped, c.refusals, r.changed
+from contributions c join rounds r using (problem_id, run, round, attempt)
+where c.problem_id = $1 and c.run = $2 and ($3::text is null or c.organization = $3)
+"""
 
 
 def _row(record: asyncpg.Record) -> Row:
@@ -123,6 +130,34 @@ class Questions:
         """The newest attempts of a run, newest first."""
         query = f"{_ROUND} where problem_id = $1 and run = $2 order by round desc, attempt desc limit $3"
         return await self._rows(query, problem_id, run, limit)
+
+    async def contributions(
+        self, problem_id: str, run: int, organization: str | None, *, after: int, limit: int
+    ) -> list[Row]:
+        """What organizations, or one of them, gave to a run's rounds past number `after`; pages are as of `rounds`.
+
+        `share` is the part of the checkpoint's weight.
+        """
+        return await self._rows(
+            f"{_CONTRIBUTION} and c.round > $4::bigint and c.round <= $4::bigint + $5"
+            " order by c.round, c.attempt, c.organization",
+            problem_id,
+            run,
+            organization,
+            after,
+            limit,
+        )
+
+    async def last_contributions(self, problem_id: str, run: int, organization: str | None, limit: int) -> list[Row]:
+        """The newest of them, newest first."""
+        query = f"{_CONTRIBUTION} order by c.round desc, c.attempt desc, c.organization limit $4"
+        return await self._rows(query, problem_id, run, organization, limit)
+
+    async def newest_round(self, problem_id: str, run: int) -> int:
+        """The number of a run's newest round; 0 before the first."""
+        query = "select coalesce(max(round), 0) from rounds where problem_id = $1 and run = $2"
+        newest: int = await self._source.fetchval(query, problem_id, run)
+        return newest
 
     async def curves(self, problem_id: str, run: int, most: int = 400) -> dict[str, list[tuple[int, float]]]:
         """Each metric over the completed rounds of a run, thinned to about `most` points."""

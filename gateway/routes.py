@@ -50,6 +50,7 @@ API: Final = (
     Route("GET", f"{_PROBLEM}/rounds", "read_rounds", queries.list_rounds),
     Route("GET", f"{_PROBLEM}/rounds/{{round}}", "read_rounds", queries.get_round),
     Route("GET", f"{_PROBLEM}/rounds/{{round}}/checkpoint", "read_model", queries.get_checkpoint),
+    Route("GET", f"{_PROBLEM}/contributions", "read_contributions", queries.list_contributions),
     Route("GET", f"{_PROBLEM}/model", "read_model", queries.get_model),
     Route("GET", "/api/events", "read_events", queries.list_events),
     Route("GET", "/api/events/stream", "read_events", queries.stream_events, endless=True),

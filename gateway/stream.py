@@ -22,6 +22,9 @@ _QUEUE: Final = 1000  # events that wait for one slow reader; with more it goes 
 _WATCHERS: Final = 2000  # streams at once
 _WRITE_SECONDS: Final = 30.0  # a reader that takes nothing for so long has gone
 _LOGGING: Final = frozenset(name for name, kind in CATALOGUE.items() if "log" in kind.data.__struct_fields__)
+_CONTRIBUTED: Final = frozenset(
+    name for name, kind in CATALOGUE.items() if "contributions" in kind.data.__struct_fields__
+)
 _OWNERS: Final = ("problems", "storage", "orchestrator", "rounds")
 _HEADERS: Final = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -29,6 +32,13 @@ _HEADERS: Final = {
     "X-Accel-Buffering": "no",  # nginx holds events back without it
 }
 _log = structlog.get_logger(__name__)
+
+
+class Eyes(NamedTuple):
+    """What a reader may see: logs of the infrastructure, and contributions of one `organization` or of all (None)."""
+
+    logs: bool
+    organization: str | None = None
 
 
 class Item(NamedTuple):
@@ -41,6 +51,7 @@ class Item(NamedTuple):
     time: datetime
     full: bytes
     public: bytes  # without what the infrastructure's processes wrote
+    own: dict[str, bytes]  # what an organization sees of all contributions, by organization, once it was asked for
 
     @classmethod
     def of(cls, row: asyncpg.Record) -> "Item":
@@ -49,20 +60,35 @@ class Item(NamedTuple):
         full = encode(record)
         public = encode({**record, "data": _without_log(record["data"])}) if record["type"] in _LOGGING else full
         who = record["subject"], record["actor"], record["time"]
-        return cls(record["position"], record["type"], *who, full, public)
+        return cls(record["position"], record["type"], *who, full, public, {})
 
-    def body(self, logs: bool) -> bytes:
-        """The event for a reader who may see logs, or may not."""
-        return self.full if logs else self.public
+    def body(self, eyes: Eyes) -> bytes:
+        """The event as a reader may see it."""
+        if self.type in _CONTRIBUTED and eyes.organization is not None:
+            if eyes.organization not in self.own:  # many readers of one organization share the work
+                self.own[eyes.organization] = _only_own(self.full, eyes.organization)
+            return self.own[eyes.organization]
+        return self.full if eyes.logs else self.public
 
-    def frame(self, logs: bool) -> bytes:
+    def frame(self, eyes: Eyes) -> bytes:
         """The event in the form of server-sent events."""
         head = f"id: {self.position}\nevent: {self.type}\ndata: ".encode()
-        return head + self.body(logs) + b"\n\n"
+        return head + self.body(eyes) + b"\n\n"
 
 
 def _without_log(data: bytes) -> bytes:
     return to_json({**msgspec.json.decode(data), "log": []})
+
+
+def _only_own(body: bytes, organization: str) -> bytes:
+    """A round's report without what other organizations gave."""
+    event = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    data = msgspec.json.decode(event["data"], type=dict[str, msgspec.Raw])
+    contributions = msgspec.json.decode(data.get("contributions", b"[]"), type=list[dict[str, Any]])
+    if not contributions:  # most reports are of rounds that go on
+        return body
+    own = [one for one in contributions if one["organization"] == organization]
+    return to_json({**event, "data": {**data, "contributions": own}})
 
 
 def streams_of(problem_id: str) -> list[str]:
@@ -235,7 +261,7 @@ class Feed:
 
 
 async def send(
-    request: web.Request, batches: AsyncGenerator[list[Item], None], *, logs: bool, welcome: Callable[[], bool]
+    request: web.Request, batches: AsyncGenerator[list[Item], None], *, eyes: Eyes, welcome: Callable[[], bool]
 ) -> web.StreamResponse:
     """Write a stream until its reader goes away, is not `welcome` any more, or the gateway stops."""
     async with aclosing(batches):
@@ -246,7 +272,7 @@ async def send(
         async for items in batches:
             if not welcome():
                 break
-            frames = b"".join(item.frame(logs) for item in items) or b": alive\n\n"
+            frames = b"".join(item.frame(eyes) for item in items) or b": alive\n\n"
             try:
                 frames = await request.app[PEOPLE].in_json(frames)
                 async with asyncio.timeout(_WRITE_SECONDS):

@@ -179,11 +179,22 @@ class Api(Gateway):
 
     async def rounds(self, problem_id: str) -> list[dict[str, Any]]:
         """The attempts of the newest run's rounds, in order."""
+        return await self._pages(f"/api/problems/{problem_id}/rounds", "rounds")
+
+    async def contributions(self, problem_id: str, organization: str = "") -> list[dict[str, Any]]:
+        """What organizations, or one of them, gave to the newest run's rounds, in order.
+
+        An organization that asks sees its own.
+        """
+        asked = {"organization": organization} if organization else {}
+        return await self._pages(f"/api/problems/{problem_id}/contributions", "contributions", **asked)
+
+    async def _pages(self, path: str, name: str, **params: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         after: int | None = 0
         while after is not None:
-            page = await self._get(f"/api/problems/{problem_id}/rounds", after=after)
-            found += page["rounds"]
+            page = await self._get(path, after=after, **params)
+            found += page[name]
             after = page["next"]
         return found
 

@@ -2,11 +2,13 @@
 
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
 from fedota.client.errors import ClientError
 from fedota.contracts.kit import Kit
+from fedota.tls import is_loopback
 
 
 def read_kit(path: Path) -> Kit:
@@ -25,3 +27,19 @@ def require_usable(kit: Kit) -> None:
         raise ClientError("The join kit has expired. Download a new one from the problem's page.")
     if not kit.selectors:
         raise ClientError("The join kit names no selector. Download it again once the training has started.")
+    for url in kit.selectors:
+        _require_private(url)
+
+
+def _require_private(url: str) -> None:
+    """Raise unless what is sent there, the token first of all, can be read by nobody on the way."""
+    try:
+        parts = urlsplit(url)
+        is_private = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+    except ValueError:
+        is_private = False
+    if not is_private:
+        raise ClientError(
+            f"The join kit names the selector {url}, which is not an https:// address. Nothing is sent in plain text "
+            "to another machine. Download the join kit again."
+        )

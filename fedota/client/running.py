@@ -19,7 +19,7 @@ from fedota.runtime.tensors import layout_of
 
 Say = Callable[[str], None]
 R = TypeVar("R")
-_AGAIN: Final = frozenset({"unavailable", "internal_error", "timeout"})  # worth asking again
+_AGAIN: Final = frozenset({"unavailable", "internal_error", "timeout", "offset_mismatch"})  # worth asking again
 _MISSED: Final = frozenset({"round_over", "ticket_refused", "not_found"})  # the round goes on without us
 
 
@@ -49,6 +49,8 @@ class _Client:
         self._train = train
         self._data = data
         self._kept: Kept | None = None
+        self._begun = False  # whether the kept update, or a part of it, may have arrived somewhere
+        self._arrived = False
         self._say = _without_repeating(say)
 
     async def run(self) -> None:
@@ -89,6 +91,8 @@ class _Client:
             case SendAgain():
                 await self._send()
             case ComeBack(seconds=seconds):
+                if seconds and answer.update == "pending" and not self._arrived:
+                    self._selectors.turn()  # this one cannot take the update; the one that was to have it may live
                 if seconds >= 5:
                     self._say(f"the selector asks to come back after {seconds:.0f} seconds")
                 await self._selectors.pause(seconds)
@@ -97,6 +101,7 @@ class _Client:
     async def _take_part(self, selected: Selected) -> None:
         if self._kept is None or self._kept.selected.ticket != selected.ticket:
             self._kept = await self._made(selected)
+            self._begun = self._arrived = False
         await self._send()
 
     async def _made(self, selected: Selected) -> Kept:
@@ -119,12 +124,14 @@ class _Client:
     async def _send(self) -> None:
         if self._kept is None:
             return
-        number = self._kept.selected.round
+        number, ticket, left = self._kept.selected.round, self._kept.selected.ticket, self._kept.until - monotonic()
+        begun, self._begun, self._arrived = self._begun, True, False
         try:
-            await self._selectors.send(self._kept.selected.ticket, self._kept.update, self._kept.until - monotonic())
+            await self._selectors.send(ticket, self._kept.update, left, begun=begun)
         except FedotaError as error:
             if error.problem.code != "already_reported":
                 raise
+        self._arrived = True
         self._say(f"round {number}: the update has arrived, waiting for the round to complete ...")
 
     async def _overcome(self, error: FedotaError) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import secrets
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from time import monotonic
@@ -15,11 +16,25 @@ from fedota.client.errors import ClientError
 from fedota.client.train import Update
 from fedota.contracts.kit import Kit
 from fedota.errors import FedotaError, Problem
-from fedota.runtime.bodies import pieces, read_reply
-from fedota.runtime.protocol import CHECK_IN, CLIENT, EXAMPLES, METRICS, MODELS, TICKET, UPDATES, CheckedIn, ModelRef
-from fedota.runtime.tensors import room
+from fedota.runtime.bodies import Parts, read_reply
+from fedota.runtime.places import Memory, room
+from fedota.runtime.protocol import (
+    CHECK_IN,
+    CLIENT,
+    EXAMPLES,
+    METRICS,
+    MODELS,
+    OFFSET,
+    TICKET,
+    UPDATES,
+    WHOLE,
+    CheckedIn,
+    ModelRef,
+)
+from fedota.tls import client_context
 
 _POLL: Final = aiohttp.ClientTimeout(total=90, sock_connect=10)
+_SHORT: Final = aiohttp.ClientTimeout(total=30, sock_connect=10)
 _FETCH: Final = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
 _LATE: Final = 60.0  # seconds past a round's end that an answer to an update is still awaited
 _FIRST_DELAY: Final = 0.2
@@ -41,12 +56,16 @@ class Selectors:
         self._patience = patience
         self._silent_since: float | None = None
         self._delay = 0.0
+        self._broken = False  # whether the last connection to the present selector broke
 
     @classmethod
     @asynccontextmanager
     async def of(cls, kit: Kit, patience: float) -> AsyncIterator["Selectors"]:
-        """The selectors that a kit names. Proxies are taken from the environment."""
-        async with aiohttp.ClientSession(trust_env=True) as http:
+        """The selectors that a kit names. Proxies are taken from the environment.
+
+        Only the authority of the kit is trusted; where it names none, those that the system trusts.
+        """
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=_trusted(kit)), trust_env=True) as http:
             yield cls(kit, http, patience)
 
     async def check_in(self, ticket: str | None) -> CheckedIn:
@@ -67,26 +86,64 @@ class Selectors:
             ) from None
 
     async def fetch(self, model: ModelRef) -> memoryview:
-        """The weights, as yet unchecked."""
-        body = room(model.size)
-        async with self._asked("GET", MODELS.format(sha256=model.sha256), timeout=_FETCH) as reply:
-            await _raise_problem(reply)
-            if reply.content_length != model.size:
-                raise NoAnswerError("the model is not as large as it was announced")
-            await read_reply(reply, body)
-        return body
+        """The weights, as yet unchecked. What came before a connection broke is not asked for again."""
+        place = Memory(room(model.size))
+        while True:
+            before = place.received
+            try:
+                await self._fetch_rest(model, place)
+                return place.view
+            except NoAnswerError:
+                if place.received <= before:
+                    raise
 
-    async def send(self, ticket: str, update: Update, seconds: float) -> None:
-        """Send an update. Raises `FedotaError` when it is refused."""
-        headers = {
-            TICKET: ticket,
-            EXAMPLES: str(update.examples),
-            METRICS: update.metrics,
-            "Content-Length": str(update.size),
-            "Content-Type": "application/octet-stream",
-        }
-        timeout = aiohttp.ClientTimeout(total=max(0.0, seconds) + _LATE, sock_connect=10)
-        await self._ask("POST", UPDATES, headers=headers, timeout=timeout, data=pieces(update.parts))
+    async def _fetch_rest(self, model: ModelRef, place: Memory) -> None:
+        headers = {"Range": f"bytes={place.received}-"} if place.received else {}
+        async with self._asked("GET", MODELS.format(sha256=model.sha256), headers=headers, timeout=_FETCH) as reply:
+            await _raise_problem(reply)
+            if reply.status != 206:
+                place.received = 0
+            if reply.content_length != model.size - place.received:
+                raise NoAnswerError("the model is not as large as it was announced")
+            try:
+                await read_reply(reply, place)
+            except FedotaError as error:  # it stalled: another selector may do better
+                raise NoAnswerError(error.problem.detail) from None
+
+    async def send(self, ticket: str, update: Update, seconds: float, *, begun: bool = False) -> None:
+        """Send an update; `begun` when that was tried before. Raises `FedotaError` when it is refused.
+
+        When the connection breaks it goes on where the selector's part of it ends.
+        """
+        deadline = monotonic() + max(0.0, seconds) + _LATE
+        offset = await self._offset(ticket) if begun else 0
+        while True:
+            try:
+                await self._send_rest(ticket, update, offset, deadline - monotonic())
+                return
+            except NoAnswerError:
+                before, offset = offset, await self._offset(ticket)
+                if offset <= before:
+                    raise
+
+    async def _send_rest(self, ticket: str, update: Update, offset: int, seconds: float) -> None:
+        headers = {TICKET: ticket, EXAMPLES: str(update.examples), METRICS: update.metrics}
+        if offset:
+            headers |= {OFFSET: str(offset), WHOLE: str(update.size)}
+        timeout = aiohttp.ClientTimeout(total=max(_LATE, seconds), sock_connect=10)
+        method, body = "PATCH" if offset else "POST", Parts(update.parts, offset)
+        await self._ask(method, UPDATES, headers=headers, timeout=timeout, data=body)
+
+    async def _offset(self, ticket: str) -> int:
+        """How much of the update the selector has; 0 also where it takes no more of it, which sending will tell."""
+        async with self._asked("HEAD", UPDATES, headers={TICKET: ticket}, timeout=_SHORT) as reply:
+            offset = reply.headers.get(OFFSET, "")
+            return int(offset) if reply.status == 204 and offset.isascii() and offset.isdigit() else 0
+
+    def turn(self) -> None:
+        """Ask another selector from now on."""
+        self._urls.append(self._urls.pop(0))
+        self._broken = False
 
     async def pause(self, seconds: float) -> None:
         """Come back after so many seconds, not at the same moment as everybody else."""
@@ -111,21 +168,25 @@ class Selectors:
                 yield reply
             self._answered()
         except (aiohttp.ClientError, TimeoutError, ConnectionError, NoAnswerError) as error:
-            self._next(str(error) or type(error).__name__)
-            raise NoAnswerError(str(error) or type(error).__name__) from None
+            why = _in_words(error)
+            self._failed(why, gone=isinstance(error, aiohttp.ClientConnectorError | TimeoutError | NoAnswerError))
+            raise NoAnswerError(why) from None
         except FedotaError:
             self._answered()
             raise
 
     def _answered(self) -> None:
-        self._silent_since, self._delay = None, 0.0
+        self._silent_since, self._delay, self._broken = None, 0.0, False
 
     async def _back_off(self) -> None:
         if self._delay:
             await asyncio.sleep(self._delay * random.uniform(0.5, 1.0))  # noqa: S311 - only spreads the requests
 
-    def _next(self, why: str) -> None:
-        """Turn to the next selector; the wait grows with each round in which none answers."""
+    def _failed(self, why: str, *, gone: bool) -> None:
+        """Turn to the next selector, unless it was only a connection that broke: this one may have half of an update.
+
+        The wait grows with each round in which none answers.
+        """
         # Counted from the first request that failed: while a client trains for hours, nobody is silent.
         self._silent_since = self._silent_since or monotonic()
         silent = monotonic() - self._silent_since
@@ -135,8 +196,27 @@ class Selectors:
                 f"No selector answered for {silent:.0f} seconds (tried: {tried}; the last said: {why}). "
                 "Check the network and whether the training is still running."
             )
-        self._urls.append(self._urls.pop(0))
+        if gone or self._broken:
+            self.turn()
+        else:
+            self._broken = True
         self._delay = min(1.5 * self._delay + _FIRST_DELAY / len(self._urls), _LONGEST_DELAY, self._patience)
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return (
+            f"the certificate at {error.host} is not good by the join kit: {error.certificate_error}. The kit may be "
+            "of an earlier start of the training, or something stands between; download the kit again"
+        )
+    return str(error) or type(error).__name__
+
+
+def _trusted(kit: Kit) -> ssl.SSLContext | bool:
+    try:
+        return client_context(kit.authority) if kit.authority else True
+    except ValueError as error:
+        raise ClientError(f"The join kit's authority cannot be used ({error}). Download it again.") from None
 
 
 async def _raise_problem(reply: aiohttp.ClientResponse) -> None:

@@ -1,47 +1,72 @@
-"""Large bodies, moved without needless copies.
+"""Large bodies, moved without needless copies, and gone on with where they broke off.
 
 aiohttp hands a body over in pieces that were copied three times on their way, which for tensors of many megabytes is
-much of a round's work. So once the headers are read, the connection's bytes go straight from the socket to where they
-are wanted; the connection is closed afterwards, since aiohttp's parser did not see them.
+much of a round's work. So once the headers are read, a body's bytes go straight from the socket to where they are
+wanted; the connection is closed afterwards, since aiohttp's parser did not see them. What is sent goes straight to the
+socket too: from a file without passing through this process at all. Behind TLS both go through the transport instead.
 """
 
 import asyncio
 import mmap
-from collections.abc import AsyncIterator, Iterable
+import os
+from collections import deque
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
-from aiohttp import ClientResponse, StreamReader, web
+from aiohttp import ClientResponse, StreamReader, hdrs, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.payload import Payload
 
 from fedota.errors import FedotaError
+from fedota.runtime.places import PIECE, Place, put
 
-PIECE: Final = 1 << 20  # bytes handed to the kernel at once
 STALL: Final = 20.0  # seconds without a byte after which a body is cut off
+_DEAF: Final = 300.0  # seconds without a byte taken after which a reader is given up
 _SLOWEST: Final = 16_384  # bytes a second: whoever is slower takes a place from those who are not
 _SMALL: Final = 1 << 18  # bytes below which a connection of its own costs more than the copies
+_BURST: Final = 4 * PIECE  # bytes that one connection may send before others have their turn
 _TAKEN_OVER: Final = web.RequestKey("taken_over", bool)
+
+# Sends more to a socket, given its descriptor: the number of bytes, 0 when all are sent. It may raise BlockingIOError.
+_Step = Callable[[int], int]
 
 
 class _Direct(asyncio.BufferedProtocol):
-    """Stands in for a connection's own protocol until `target` is full."""
+    """Stands in for a connection's own protocol until `length` bytes are in their place."""
 
-    def __init__(self, own: Any, transport: asyncio.Transport, target: memoryview) -> None:
+    def __init__(self, own: Any, transport: asyncio.Transport, place: Place, length: int) -> None:
         self.received = 0
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._own = own
         self._transport = transport
-        self._target = target
+        self._place = place
+        self._left = length
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._target[self.received :]
+        return self._place.room()[: self._left]
 
     def buffer_updated(self, nbytes: int) -> None:
+        try:
+            self._place.took(nbytes)
+        except Exception as error:
+            self._end(error)
+            return
         self.received += nbytes
-        if self.received == len(self._target):
-            self.give_back()
-            if not self.done.done():
-                self.done.set_result(None)
+        self._left -= nbytes
+        if not self._left:
+            self._end(None)
+
+    def _end(self, error: Exception | None) -> None:
+        self.give_back()
+        if self.done.done():
+            return
+        if error is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(error)
+            self.done.exception()  # nobody may be waiting any more
 
     def give_back(self) -> None:
         """Put the connection's own protocol in its place again; it is not given more to read."""
@@ -53,7 +78,7 @@ class _Direct(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.done.done():
-            self.done.set_exception(ConnectionResetError("The connection was closed in the middle of a body."))
+            self.done.set_exception(_broken())
             self.done.exception()  # nobody may be waiting any more
         self._own.connection_lost(exc)
 
@@ -64,19 +89,19 @@ class _Direct(asyncio.BufferedProtocol):
         self._own.resume_writing()
 
 
-async def read_body(request: web.Request, target: memoryview) -> int:
-    """Read a request's body into `target`; the number of bytes.
+async def read_body(request: web.Request, place: Place) -> None:
+    """Read a request's body into `place`, after what it has.
 
-    Raises `update_too_large` when there are more than fit, and `timeout` when they stall or come far too slowly.
+    Raises `update_too_large` when there is more than fits, and `timeout` when it stalls or comes far too slowly. What
+    came before a body broke off is in its place, whatever is raised.
     """
-    length = request.content_length
-    if length is not None and length > len(target):
-        raise _too_large(len(target))
-    transport = request.transport
-    if length is None or length < _SMALL or transport is None:
-        return await _copied(request.content, target)
-    await _taken_over(request, transport, target[:length])
-    return length
+    length, most = request.content_length, place.size - place.received
+    if length is not None and length > most:
+        raise _too_large(place.size)
+    if length is None or length < _SMALL or request.transport is None:
+        await _copied(request.content, place)
+    else:
+        await read_rest(request, place, length)
 
 
 def finish(request: web.Request, response: web.StreamResponse) -> None:
@@ -85,50 +110,52 @@ def finish(request: web.Request, response: web.StreamResponse) -> None:
         response.force_close()
 
 
-async def read_rest(request: web.Request, target: memoryview) -> None:
-    """Read what is left of a request's body, which must fill `target`; its beginning was read by other means."""
+async def read_rest(request: web.Request, place: Place, length: int) -> None:
+    """Read the `length` bytes that are left of a request's body; its beginning was read by other means."""
     transport = request.transport
     if transport is None:
-        raise ConnectionResetError("The connection was closed in the middle of a body.")
-    await _taken_over(request, transport, target)
-
-
-async def _taken_over(request: web.Request, transport: asyncio.Transport, target: memoryview) -> None:
+        raise _broken()
     request[_TAKEN_OVER] = True
     try:
-        await _straight(request.content, request.protocol, transport, target)
+        await _straight(request.content, request.protocol, transport, place, length)
     finally:
         request.content.feed_eof()  # aiohttp must not wait for what it will never see
 
 
-async def read_reply(reply: ClientResponse, target: memoryview) -> None:
-    """Read a reply's body, which must fill `target` exactly. Raises `timeout`, or `ConnectionResetError`."""
-    connection = reply.connection
-    if connection is None or connection.transport is None or reply.content_length != len(target):
-        if await _copied(reply.content, target) != len(target):
+async def read_reply(reply: ClientResponse, place: Place) -> None:
+    """Read a reply's body, which must fill `place`. Raises `timeout`, or `ConnectionResetError`.
+
+    What came before it broke off is in its place, whatever is raised.
+    """
+    connection, length = reply.connection, place.size - place.received
+    if connection is None or connection.transport is None or reply.content_length != length:
+        await _copied(reply.content, place)
+        if place.received != place.size:
             raise ConnectionResetError("The body is shorter than it was announced.")
         return
     try:
-        await _straight(reply.content, connection.protocol, connection.transport, target)
+        await _straight(reply.content, connection.protocol, connection.transport, place, length)
     finally:
         reply.close()
 
 
-async def _straight(content: StreamReader, protocol: Any, transport: asyncio.Transport, target: memoryview) -> None:
-    """From the socket into `target`, after what aiohttp has read already."""
+async def _straight(
+    content: StreamReader, protocol: Any, transport: asyncio.Transport, place: Place, length: int
+) -> None:
+    """From the socket to its place, after what aiohttp has read already."""
     transport.pause_reading()
     early = content.read_nowait(-1)
-    target[: len(early)] = early
-    if len(early) == len(target):
+    put(place, early)
+    if len(early) == length:
         return
-    direct = _Direct(protocol, transport, target[len(early) :])
+    direct = _Direct(protocol, transport, place, length - len(early))
     transport.set_protocol(direct)
     transport.resume_reading()
     try:
         await _progressing(direct)
     except BaseException:
         if not transport.is_closing():
-            direct.give_back()  # the target may be another's from now on: not one more byte may go there
+            direct.give_back()  # the place may be another's from now on: not one more byte may go there
         raise
 
 
@@ -142,7 +169,7 @@ async def _progressing(direct: _Direct) -> None:
     direct.done.result()
 
 
-async def _copied(content: StreamReader, target: memoryview) -> int:
+async def _copied(content: StreamReader, place: Place) -> None:
     received, began = 0, monotonic()
     while True:
         try:
@@ -150,10 +177,10 @@ async def _copied(content: StreamReader, target: memoryview) -> int:
         except TimeoutError:
             raise _stalled(received, began) from None
         if not piece:
-            return received
-        if received + len(piece) > len(target):
-            raise _too_large(len(target))
-        target[received : received + len(piece)] = piece
+            return
+        if len(piece) > place.size - place.received:
+            raise _too_large(place.size)
+        put(place, piece)
         received += len(piece)
         if _too_slow(received, began):
             raise _stalled(received, began)
@@ -171,11 +198,41 @@ def _too_large(most: int) -> FedotaError:
     return FedotaError("update_too_large", f"The body has more than the {most} bytes that are accepted.")
 
 
-async def pieces(parts: Iterable[memoryview]) -> AsyncIterator[memoryview]:
-    """A body's parts as they are written, none of them copied."""
+def _broken() -> ConnectionResetError:
+    return ConnectionResetError("The connection was closed in the middle of a body.")
+
+
+class Parts(Payload):
+    """A request's body of parts that lie in memory, none of them copied; `start` bytes of it are left out."""
+
+    _autoclose = True  # there is nothing to be closed
+
+    def __init__(self, parts: Iterable[memoryview], start: int = 0) -> None:
+        left = list(_after(parts, start))
+        super().__init__(left)
+        self._size = sum(len(part) for part in left)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Tensors are no text."""
+        raise TypeError("a body of tensors is no text")
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Send all of it."""
+        transport: Any = getattr(writer, "transport", None)
+        if not _is_plain(transport) or (self._size or 0) < _SMALL:
+            for part in self._value:
+                for start in range(0, len(part), PIECE):
+                    await writer.write(part[start : start + PIECE])
+            return
+        writer.send_headers()
+        await _poured(transport, _from_memory(self._value))
+
+
+def _after(parts: Iterable[memoryview], start: int) -> Iterable[memoryview]:
     for part in parts:
-        for start in range(0, len(part), PIECE):
-            yield part[start : start + PIECE]
+        if rest := part[start:]:
+            yield rest
+        start = max(0, start - len(part))
 
 
 def mapped(path: Path) -> memoryview:
@@ -184,13 +241,145 @@ def mapped(path: Path) -> memoryview:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-async def send_file(request: web.Request, path: Path) -> web.StreamResponse:
-    """A file, from the page cache to the socket."""
-    response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
-    body = mapped(path)
-    response.content_length = len(body)
-    await response.prepare(request)
-    if request.method != "HEAD":
-        async for piece in pieces([body]):
-            await response.write(piece)
+async def send_file(request: web.Request, path: Path, tag: str = "") -> web.StreamResponse:
+    """A file, or the range of it that is asked for, from the page cache to the socket. `tag` names its content."""
+    size = path.stat().st_size
+    response = web.StreamResponse(headers={"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"})
+    if tag:
+        response.headers[hdrs.ETAG] = f'"{tag}"'
+    asked = _range(request, size)
+    if asked is not None and not asked:
+        return web.Response(status=416, headers={"Content-Range": f"bytes */{size}", "Accept-Ranges": "bytes"})
+    if asked is not None:
+        response.set_status(206)
+        response.headers["Content-Range"] = f"bytes {asked.start}-{asked.stop - 1}/{size}"
+    span = asked or range(size)
+    response.content_length = len(span)
+    writer = await response.prepare(request)
+    if request.method != "HEAD" and writer is not None:
+        await _send_span(request, response, writer, path, span)
     return response
+
+
+def _range(request: web.Request, size: int) -> range | None:
+    """The bytes that are asked for: None when all are, empty when there are none of that kind."""
+    if hdrs.RANGE not in request.headers:
+        return None
+    try:
+        asked = request.http_range
+    except ValueError:
+        return None  # what is not understood is ignored (RFC 9110, 14.2)
+    start, stop, _ = asked.indices(size)
+    return range(start, stop)
+
+
+async def _send_span(
+    request: web.Request, response: web.StreamResponse, writer: AbstractStreamWriter, path: Path, span: range
+) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _is_plain(request.transport) and len(span) >= _SMALL:
+            writer.send_headers()
+            await _poured(request.transport, _from_file(descriptor, span))
+        else:
+            for start in range(span.start, span.stop, _SMALL):
+                await response.write(os.pread(descriptor, min(_SMALL, span.stop - start), start))
+    finally:
+        os.close(descriptor)
+
+
+def _is_plain(transport: Any) -> bool:
+    """Whether what is written to its socket goes out as it is."""
+    return (
+        transport is not None
+        and transport.get_extra_info("sslcontext") is None
+        and transport.get_extra_info("socket") is not None
+    )
+
+
+def _from_memory(parts: Iterable[memoryview]) -> _Step:
+    left = deque(parts)
+
+    def step(socket: int) -> int:
+        while left and not left[0]:
+            left.popleft()
+        if not left:
+            return 0
+        sent = os.write(socket, left[0][:PIECE])
+        left[0] = left[0][sent:]
+        return sent
+
+    return step
+
+
+def _from_file(descriptor: int, span: range) -> _Step:
+    start = span.start
+
+    def step(socket: int) -> int:
+        nonlocal start
+        if start == span.stop:
+            return 0
+        sent = os.sendfile(socket, descriptor, start, min(PIECE, span.stop - start))
+        if not sent:
+            raise ConnectionResetError("The file became shorter while it was sent.")
+        start += sent
+        return sent
+
+    return step
+
+
+async def _poured(transport: Any, step: _Step) -> None:
+    """Send past the transport, whose own writes come before; returns when all is sent."""
+    while transport.get_write_buffer_size():
+        if transport.is_closing():
+            raise _broken()
+        await asyncio.sleep(0 if transport.get_write_buffer_size() < _SMALL else 0.01)
+    if transport.is_closing():
+        raise _broken()
+    loop = asyncio.get_running_loop()
+    socket = os.dup(transport.get_extra_info("socket").fileno())  # a loop watches a transport's own one itself
+    pouring = _Pouring(step, socket)
+    loop.add_writer(socket, pouring.writable)
+    try:
+        await pouring.ended(transport)
+    finally:
+        loop.remove_writer(socket)
+        os.close(socket)
+
+
+class _Pouring:
+    """Sends as much as a socket takes whenever it takes more."""
+
+    def __init__(self, step: _Step, socket: int) -> None:
+        self._step = step
+        self._socket = socket
+        self._sent = 0
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def writable(self) -> None:
+        if self._done.done():
+            return
+        until = self._sent + _BURST
+        try:
+            while self._sent < until:
+                sent = self._step(self._socket)
+                if not sent:
+                    self._done.set_result(None)
+                    return
+                self._sent += sent
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._done.set_exception(ConnectionResetError(error.errno, error.strerror))
+            self._done.exception()  # nobody may be waiting any more
+
+    async def ended(self, transport: asyncio.Transport) -> None:
+        """Return when all is sent. Raises `ConnectionResetError` when it cannot be, or nothing of it is taken."""
+        before, since = -1, monotonic()
+        while not self._done.done():
+            if self._sent != before:
+                before, since = self._sent, monotonic()
+            if transport.is_closing() or monotonic() - since > _DEAF:
+                raise _broken()
+            await asyncio.wait([self._done], timeout=1.0)
+        self._done.result()

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from fedota.events.rounds import Refusal
+from fedota.events.rounds import Contribution, Refusal
 
 # Headers of a client's requests.
 CLIENT: Final = "Fedota-Client"  # a name that the client gives itself, unique within its organization
@@ -16,6 +16,7 @@ TICKET: Final = "Fedota-Ticket"
 EXAMPLES: Final = "Fedota-Examples"
 METRICS: Final = "Fedota-Metrics"  # a JSON object of numbers
 OFFSET: Final = "Upload-Offset"  # bytes of an update that a selector has (draft-ietf-httpbis-resumable-upload)
+WHOLE: Final = "Upload-Length"  # bytes of an update in all
 
 CHECK_IN: Final = "/v1/check-in"
 UPDATES: Final = "/v1/updates"
@@ -105,18 +106,23 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Meta(msgspec.Struct, frozen=True, kw_only=True):
-    """What comes before the numbers of a partial aggregate: whose updates are in them."""
+    """What comes before the numbers of a partial aggregate: whose updates are in them.
+
+    `collection` is the value of `Work.collect` that is answered: the sum for an earlier one is not wanted any more.
+    """
 
     cohort: str
     life: str
+    collection: str
     accepted: list[Accepted]
 
 
 class Held(msgspec.Struct, frozen=True, kw_only=True):
     """The cohort that a selector works on, so that a coordinator that was restarted can take it up.
 
-    `selected` is None until the selector has picked its share. `closed` when it accepts no more updates. `claimed` are
-    the tickets that other selectors had given out.
+    `selected` is None until the selector has picked its share. `reported` updates were accepted; `contributions` say
+    of which organizations, and what was refused. `closed` when it accepts no more updates. `claimed` are the tickets
+    that other selectors had given out. `shares` are all selectors', by life, as the orders told them.
     """
 
     cohort: str
@@ -124,11 +130,11 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     base: str
     share: int
+    shares: dict[str, int] = {}
     deadline: float
     selected: int | None = None
     reported: int = 0
-    examples: int = 0
-    organizations: list[str] = []
+    contributions: list[Contribution] = []
     refusals: list[Refusal] = []
     claimed: list[str] = []
     closed: bool = False
@@ -137,11 +143,13 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
 class Told(msgspec.Struct, frozen=True, kw_only=True):
     """A selector's whole state, sent after each change. `life` is unique to each start of the process.
 
-    `organizations` counts those who wait by their organization.
+    `number` counts the messages of a life: one that comes after a newer one is not listened to. `organizations` counts
+    those who wait by their organization.
     """
 
     name: str
     life: str
+    number: int = 0
     waiting: int
     organizations: dict[str, int] = {}
     held: Held | None = None
@@ -164,10 +172,11 @@ class Claimed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
-    """A cohort and this selector's share of it.
+    """A cohort and this selector's share of it; `shares` are all selectors', by life.
 
     With `collect`, accept no more and hand the sum over, once for each value: it changes when sums are collected anew.
-    At most so many clients of an organization are selected as `quotas` says; of one that is not named, any number.
+    Where there are `quotas`, no more clients of an organization are selected than they say, and none of one that they
+    do not name: a client that has only just come waits for the next selection, as another selector may have its like.
     `examples_per_update` and `clip_norm` are the plan's.
     """
 
@@ -176,6 +185,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     base: ModelRef
     share: int
+    shares: dict[str, int] = {}
     deadline: float
     collect: str = ""
     quotas: dict[str, int] = {}

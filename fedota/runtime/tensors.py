@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from fedota.errors import FedotaError
+from fedota.runtime.places import Place, whole
 
 Array = NDArray[Any]
 _PREFIX: Final = 8  # bytes: the header's length, little endian
@@ -31,11 +32,6 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "U16": np.dtype("<u2"),
     "U8": np.dtype("<u1"),
 }
-
-
-def room(size: int) -> memoryview:
-    """Memory for so many bytes, not yet cleared: `bytearray` writes zeros first, which takes as long as a sum does."""
-    return np.empty(size, np.uint8).data
 
 
 class Tensor(NamedTuple):
@@ -89,22 +85,28 @@ def read_layout(path: Path) -> Layout:
 
 
 def layout_of(body: memoryview, like: Layout | None = None) -> Layout:
+    """The layout of a safetensors body in memory; see `layout_in`."""
+    return layout_in(whole(body), like)
+
+
+def layout_in(body: Place, like: Layout | None = None) -> Layout:
     """The layout of a safetensors body, which should hold the tensors of `like`. Raises `update_malformed`.
 
     Mostly its header is the very same, which is checked already. Another one is written to a sparse file of the body's
     size for the package to check it: the data is not copied.
     """
-    if like is not None and len(body) == like.size and body[: len(like.header)] == like.header:
+    size = body.received
+    if like is not None and size == like.size and body.read(0, len(like.header)) == like.header:
         return like
-    length = int.from_bytes(body[:_PREFIX], "little")
-    if len(body) < _PREFIX or length > len(body) - _PREFIX:
+    length = int.from_bytes(body.read(0, min(size, _PREFIX)), "little")
+    if size < _PREFIX or length > size - _PREFIX:
         raise malformed("its header is cut off")
-    header = bytes(body[: _PREFIX + length])
+    header = bytes(body.read(0, _PREFIX + length))
     with tempfile.TemporaryDirectory(prefix="fedota-") as directory:
         path = Path(directory) / "header"
         with path.open("wb") as file:
             file.write(header)
-            file.truncate(len(body))
+            file.truncate(size)
         return Layout(header, _tensors(path))
 
 

@@ -13,7 +13,10 @@ _ALGORITHM: Final = "HS256"
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):
-    """`id` is unique. `selector` and `life` gave it out, for one cohort: the clients of one attempt of a round."""
+    """`id` is unique. `selector` and `life` gave it out, for one cohort: the clients of one attempt of a round.
+
+    `issued` when (Unix seconds); 0 is unknown.
+    """
 
     id: str
     organization: str
@@ -23,6 +26,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     cohort: str
     selector: str
     life: str
+    issued: float = 0.0
 
 
 class Tickets:

@@ -44,6 +44,7 @@ async function submit(form) {
 function values(form) {
   const found = {};
   for (const field of form.querySelectorAll("[name]")) {
+    if ("number" in field.dataset && field.value === "") continue; // an empty text is one, an empty number is none
     const path = field.name.split(".");
     const name = path.pop();
     const holder = path.reduce((object, step) => (object[step] ??= {}), found);

@@ -25,6 +25,7 @@ from fedota.events.problems import (
     ProblemStopped,
 )
 from fedota.events.rounds import Checkpoint, RoundUpdated, Stage
+from services.rounds.contributions import contributions_fault
 
 REPORT_BYTES: Final = 512 * 1024  # an event that NATS cannot carry would hold up all that come after it
 _NEXT: Final[dict[Stage, tuple[Stage, ...]]] = {
@@ -107,7 +108,12 @@ def decide(state: State, last: RoundUpdated | None, update: RoundUpdated) -> Seq
     if last is not None and last.run < update.run:
         last = None
     _require_order(last, update)
-    if fault := _plan_fault(plan, update) or _number_fault(plan, update) or _stage_fault(update):
+    if fault := (
+        _plan_fault(plan, update)
+        or _number_fault(plan, update)
+        or _stage_fault(update)
+        or contributions_fault(plan, update)
+    ):
         raise _refused(f"Report {update.report}: {fault}")
     _require_members(state, update)
     if (size := len(to_json(update))) > REPORT_BYTES:
@@ -206,12 +212,13 @@ def _checkpoint_fault(problem_id: str, checkpoint: Checkpoint | None) -> str | N
 
 
 def _require_members(state: State, update: RoundUpdated) -> None:
-    """Raise unless all participants had a participation.
+    """Raise unless all who are named had a participation.
 
     One that was revoked since may be named: its update may be in a sum already, and no sum can be taken apart again.
     The coordinator hears of it with the answer, and takes nothing more from it.
     """
-    if strangers := [name for name in update.participants if name not in state.members]:
+    named = dict.fromkeys([*update.participants, *(one.organization for one in update.contributions)])
+    if strangers := [name for name in named if name not in state.members]:
         raise _refused(f"Report {update.report}: {', '.join(strangers)} had no approved participation.")
 
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from fedota.contracts import subjects
-from fedota.contracts.runtime import Report, Reported, ResumeRequest
+from fedota.contracts.runtime import Report, Reported, ResumeRequest, RevokedOrganizations, RevokedRequest
 from fedota.errors import FedotaError
 from fedota.events import Event, NewEvent, to_json
 from fedota.events.rounds import RoundUpdated
@@ -34,7 +34,11 @@ class Handlers:
     @property
     def answers(self) -> dict[str, Answer]:
         """Who answers on which subject."""
-        return {subjects.runtime("*", "report"): self.report, subjects.runtime("*", "resume"): self.resume}
+        return {
+            subjects.runtime("*", "report"): self.report,
+            subjects.runtime("*", "resume"): self.resume,
+            subjects.runtime("*", "revoked"): self.revoked,
+        }
 
     async def report(self, subject: str, body: bytes) -> bytes:
         """Record a report, or refuse it, saying what was expected."""
@@ -56,6 +60,13 @@ class Handlers:
             state = await load(self._pool, problem_id)
             history = await self._history(problem_id, run)
         return to_json(resume(state, run, history))
+
+    async def revoked(self, subject: str, body: bytes) -> bytes:
+        """Whose participation was revoked, for a coordinator that has nothing to report."""
+        read_request(body, RevokedRequest)
+        with log_needed():
+            state = await load(self._pool, _problem_of(subject))
+        return to_json(RevokedOrganizations(revoked=state.revoked))
 
     async def _record(self, update: RoundUpdated) -> Appended:
         """Nothing is refused by a read model that is behind: it catches up with the log before the last word.

@@ -23,7 +23,6 @@ from fedota.runtime.coordinator.platform import Platform
 from fedota.runtime.coordinator.state import Rules
 from fedota.runtime.coordinator.training import StartError, Training
 from fedota.runtime.protocol import CLAIMS, MODELS, ORDERS, PARTIALS, STATES, Claim, Meta, Told
-from fedota.runtime.tensors import room
 from fedota.runtime.web import Handler, json_response, problems, require_key
 
 _START_SECONDS: Final = 25.0  # a launcher that waits longer than this for a process that says nothing gives it up
@@ -86,6 +85,8 @@ async def _resources(
             ("clock", training.keep_time()),
             ("reports", training.report()),
             ("checkpoints", training.conclude()),
+            ("store", training.store()),
+            ("attention", training.attend()),
         ):
             await stack.enter_async_context(service.running(name, work, vital=True))
         service.add_check("training", training.check)
@@ -97,6 +98,7 @@ def _measure(service: Service, training: Training) -> None:
     service.add_gauge("round_attempt", "Which attempt of the round this is", lambda: training.state.attempt)
     service.add_gauge("clients_waiting", "Clients that wait to be selected", lambda: training.state.waiting)
     service.add_gauge("selectors", "Selectors that are heard of", lambda: len(training.state.presences))
+    service.add_gauge("rounds_unrecorded", "Rounds that count and are not recorded yet", training.unrecorded)
     service.add_gauge("reports_waiting", "Reports that are not recorded yet", lambda: training.reporter.waiting)
 
 
@@ -139,12 +141,15 @@ async def _take_partial(request: web.Request) -> web.Response:
     training = request.app[_TRAINING]
     async with request.app[_TURNS]:
         meta, before = await _meta(request.content)
-        training.require_wanted(meta)
-        numbers = room(training.sum_size)
-        if request.content_length != before + len(numbers):
+        collector = training.require_wanted(meta)
+        if request.content_length != before + collector.size:
             raise FedotaError("invalid_request", "The sum is not of the model's size.")
-        await read_rest(request, numbers)
-        await training.take(meta, numbers)
+        with collector.place() as numbers:
+            try:
+                await read_rest(request, numbers, collector.size)
+            except ConnectionError:  # no fault of ours, and nobody hears this answer
+                raise FedotaError("unavailable", "The sum broke off. Hand it over again.") from None
+            await training.take(meta, numbers)
     return web.Response(status=204)
 
 
@@ -162,4 +167,4 @@ async def _give_model(request: web.Request) -> web.StreamResponse:
     training, sha256 = request.app[_TRAINING], request.match_info["sha256"]
     if not training.has_model(sha256):
         raise FedotaError("not_found", "These weights are not in use now.")
-    return await send_file(request, training.model_file(sha256))
+    return await send_file(request, training.model_file(sha256), sha256)

@@ -1,6 +1,8 @@
 """The object store by presigned URLs: models are fetched and checked, checkpoints stored with their manifest."""
 
+import asyncio
 import hashlib
+import os
 from pathlib import Path
 from typing import Final
 
@@ -8,8 +10,8 @@ import aiohttp
 import structlog
 from multidict import CIMultiDict
 
-from fedota.contracts.runtime import PresignRequest
-from fedota.runtime.bodies import pieces
+from fedota.contracts.runtime import Presigned, PresignRequest
+from fedota.runtime.bodies import Parts
 from fedota.runtime.coordinator.platform import Platform
 
 _PIECE: Final = 1 << 20
@@ -34,25 +36,34 @@ class Objects:
         self._http = http
 
     async def fetch(self, key: str, sha256: str, size: int, path: Path) -> None:
-        """Have the object in the file `path`, whole and checked, or not at all."""
+        """Have the object in the file `path`, whole and checked, or not at all. What came before a break is kept."""
         signed = await self._platform.presign(PresignRequest(method="GET", key=key))
-        draft, digest, received = path.with_suffix(".new"), hashlib.sha256(), 0
-        try:
-            async with self._http.get(signed.url, headers=signed.headers, timeout=_TIMEOUT) as reply:
-                if reply.status != 200:
-                    raise StoreError(f"GET of {key} was answered with {reply.status}")
-                with draft.open("wb") as file:
-                    async for piece in reply.content.iter_chunked(_PIECE):
-                        received += len(piece)
-                        if received > size:
-                            raise WrongObjectError(f"{key} is larger than the {size} bytes that were recorded")
-                        digest.update(piece)
-                        file.write(piece)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise StoreError(f"GET of {key} failed: {str(error) or type(error).__name__}") from None
-        if received != size or digest.hexdigest() != sha256:
+        draft = path.with_suffix(".new")
+        await self._download(key, signed, size, draft)
+        if draft.stat().st_size != size or await asyncio.to_thread(_sha256, draft) != sha256:
+            draft.unlink()
             raise WrongObjectError(f"{key} is not the object that was recorded: its size or SHA-256 differs")
         draft.replace(path)
+
+    async def _download(self, key: str, signed: Presigned, size: int, draft: Path) -> None:
+        have = draft.stat().st_size if draft.exists() else 0
+        if have > size:
+            os.truncate(draft, have := 0)
+        headers = {**signed.headers, **({"Range": f"bytes={have}-"} if 0 < have < size else {})}
+        if have == size:
+            return
+        try:
+            async with self._http.get(signed.url, headers=headers, timeout=_TIMEOUT) as reply:
+                if reply.status not in (200, 206):
+                    raise StoreError(f"GET of {key} was answered with {reply.status}")
+                goes_on = reply.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+                with draft.open("ab" if reply.status == 206 and goes_on else "wb") as file:
+                    async for piece in reply.content.iter_chunked(_PIECE):
+                        if file.tell() + len(piece) > size:
+                            raise WrongObjectError(f"{key} is larger than the {size} bytes that were recorded")
+                        file.write(piece)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise StoreError(f"GET of {key} failed: {_said(error)}") from None
 
     async def store(self, key: str, body: memoryview, sha256: str) -> None:
         """Have exactly these bytes at `key`."""
@@ -62,9 +73,20 @@ class Objects:
         headers["Content-Length"] = str(len(body))
         try:
             async with self._http.put(
-                signed.url, data=pieces([body]), headers=headers, timeout=_TIMEOUT, skip_auto_headers={"Content-Type"}
+                signed.url, data=Parts([body]), headers=headers, timeout=_TIMEOUT, skip_auto_headers={"Content-Type"}
             ) as reply:
                 if reply.status >= 300 and reply.status != _THERE:
                     raise StoreError(f"PUT of {key} was answered with {reply.status}: {(await reply.text())[:200]}")
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise StoreError(f"PUT of {key} failed: {str(error) or type(error).__name__}") from None
+            raise StoreError(f"PUT of {key} failed: {_said(error)}") from None
+
+
+def _said(error: Exception) -> str:
+    """What went wrong, not in the error's own words: those may hold the URL, and with it the right to use it."""
+    number = error.errno if isinstance(error, OSError) else None
+    return os.strerror(number) if number and number > 0 else type(error).__name__
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,6 +20,8 @@ from fedota.contracts.runtime import (
     Reported,
     Resume,
     ResumeRequest,
+    RevokedOrganizations,
+    RevokedRequest,
 )
 from fedota.errors import FedotaError, Problem
 from fedota.events import to_json
@@ -74,6 +76,10 @@ class Platform:
     async def report(self, report: Report) -> Reported:
         """Have a report recorded."""
         return await self._ask("report", report, Reported)
+
+    async def revoked(self) -> list[str]:
+        """The organizations of whom nothing counts any more."""
+        return (await self._ask("revoked", RevokedRequest(), RevokedOrganizations)).revoked
 
     async def _ask(self, verb: str, request: msgspec.Struct, kind: type[A]) -> A:
         """Raises `FedotaError`: the service's own, or `unavailable` when nobody answered."""

@@ -9,42 +9,55 @@ in a crash can never be taken for the one that came after it.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
 
 from fedota.events.problems import Plan
-from fedota.events.rounds import Checkpoint
+from fedota.runtime.contributions import counted, merged, refused
+from fedota.runtime.coordinator.shares import available, shares
 from fedota.runtime.coordinator.state import (
     Aggregated,
     Awoken,
     Cohort,
+    Ended,
     Event,
     Handed,
     Member,
     Presence,
+    Recorded,
     Reports,
-    Result,
     Revoked,
     Rules,
     Spoiled,
     State,
-    Stored,
-    Trouble,
 )
-from fedota.runtime.coordinator.words import clients, report, seconds
+from fedota.runtime.coordinator.words import FINISHED, beyond_cap, clients, given, report, seconds, telling
 from fedota.runtime.protocol import Claim, Claimed, Concluded, Held, ModelRef, Orders, Told, Work
 
 LEASE: Final = 15.0  # seconds of silence after which a selector is taken for dead
 SETTLING: Final = 5.0  # seconds that a coordinator waits for its selectors before it begins anything new
 COLLECTING: Final = 60.0  # seconds, at least, that selectors have for handing their sums over
-_FINISHED: Final = "The training is finished."
+MOST_AHEAD: Final = 16  # rounds; a training that is so far ahead of what could be stored and recorded waits
 
 S = TypeVar("S", bound=msgspec.Struct)
 
 
-def start(rules: Rules, *, round: int, attempt: int, base: ModelRef, now: float) -> tuple[State, Reports]:
-    """A coordinator begins, or begins again, with an attempt of a round."""
+def start(
+    rules: Rules,
+    *,
+    round: int,
+    attempt: int,
+    base: ModelRef,
+    now: float,
+    unrecorded: Sequence[str] = (),
+    ended: Ended | None = None,
+) -> tuple[State, Reports]:
+    """A coordinator begins, or begins again, with an attempt of a round.
+
+    What it remembers of an earlier life: checkpoints that are `unrecorded`, and the cohort that has `ended`.
+    """
     state = State(
         round=round,
         attempt=attempt,
@@ -52,14 +65,25 @@ def start(rules: Rules, *, round: int, attempt: int, base: ModelRef, now: float)
         phase="settling",
         began=now,
         until=now + min(SETTLING, rules.plan.selection_timeout),
+        unrecorded=list(unrecorded),
+        ended=ended,
     )
     return state, [report(rules, state, now)]
 
 
-def over(*, round: int, attempt: int, base: ModelRef, now: float) -> State:
-    """A coordinator begins again after the run's last report: there is nothing left to do but to say so."""
+def over(
+    *, round: int, attempt: int, base: ModelRef, now: float, unrecorded: Sequence[str] = (), reason: str = FINISHED
+) -> State:
+    """A coordinator begins again after the run's last round: there is nothing left to do but to say so."""
     return State(
-        round=round, attempt=attempt, base=base, phase="finished", began=now, until=math.inf, finished=_FINISHED
+        round=round,
+        attempt=attempt,
+        base=base,
+        phase="finished",
+        began=now,
+        until=math.inf,
+        unrecorded=list(unrecorded),
+        finished=reason,
     )
 
 
@@ -67,8 +91,8 @@ def step(rules: Rules, state: State, event: Event, now: float) -> tuple[State, R
     """The state after an event, and what there is to report of the stages that were entered by it."""
     state = _silenced(_took(rules, state, event, now), now)
     reports: Reports = []
-    if isinstance(event, Stored) and state.phase == "storing":
-        state, reports = _complete(rules, state, event.checkpoint, now)
+    if isinstance(event, Aggregated) and state.phase == "aggregating" and event.cohort == _cohort(state).id:
+        state, reports = _complete(rules, state, event, now)
     while (moved := _advance(rules, state, now)) is not None:
         state, report_ = moved
         reports += report_
@@ -93,24 +117,33 @@ def _took(rules: Rules, state: State, event: Event, now: float) -> State:
             return _changed(state, presences=heard)
         case Claim():
             return _claimed(state, event, now)
-        case Handed(life=life, cohort=id_, reported=reported):
-            return _with_member(state, id_, life, handed=True, closed=True, reported=reported)
+        case Handed():
+            return _handed(state, event)
         case Spoiled(life=life, cohort=id_):
             cohort = state.cohort
             return _changed(state, cohort=_lose(cohort, life)) if cohort and cohort.id == id_ else state
-        case Aggregated(result=result) if state.phase == "aggregating":
-            return _changed(state, phase="storing", result=result)
+        case Recorded(key=key):
+            return _changed(state, unrecorded=[one for one in state.unrecorded if one != key])
         case Revoked(organizations=organizations):
             return _changed(state, revoked=organizations)
-        case Trouble(reason=reason):
-            return _changed(state, trouble=reason)
     return state
 
 
 def _told(state: State, told: Told, now: float) -> State:
     before = state.presences.get(told.name)
-    presence = Presence(life=told.life, heard=now, waiting=told.waiting, held=told.held)
-    cohort = state.cohort
+    if told.life in state.past or (before is not None and _is_late(told, before)):
+        return state
+    presence = Presence(
+        life=told.life,
+        heard=now,
+        number=told.number,
+        waiting=told.waiting,
+        organizations=told.organizations,
+        held=told.held,
+    )
+    cohort, past = state.cohort, state.past
+    if before is not None and before.life != told.life:
+        past |= {before.life}
     if cohort is not None:
         if before is not None and before.life != told.life:
             cohort = _lose(cohort, before.life)
@@ -118,7 +151,12 @@ def _told(state: State, told: Told, now: float) -> State:
             if member.name == told.name and life != told.life:
                 cohort = _lose(cohort, life)
         cohort = _joined(cohort, told)
-    return _changed(state, presences={**state.presences, told.name: presence}, cohort=cohort)
+    return _changed(state, presences={**state.presences, told.name: presence}, past=past, cohort=cohort)
+
+
+def _is_late(told: Told, before: Presence) -> bool:
+    """Whether a newer message of the same life came before this one."""
+    return told.life == before.life and told.number < before.number
 
 
 def _joined(cohort: Cohort, told: Told) -> Cohort:
@@ -127,14 +165,15 @@ def _joined(cohort: Cohort, told: Told) -> Cohort:
     if held is None or held.cohort != cohort.id or told.life in cohort.lost:
         return cohort
     known = cohort.members.get(told.life)
-    if known is not None and known.handed:
-        return cohort  # what it says may be older than its sum
+    if known is not None and known.handed:  # what it says of its sum may be older than the sum itself
+        contributions = merged(counted(known.contributions), refused(held.contributions))
+        late = _changed(known, contributions=contributions, refusals=held.refusals)
+        return _changed(cohort, members={**cohort.members, told.life: late})
     member = _changed(
         known or Member(name=told.name, share=held.share),
         selected=held.selected,
         reported=held.reported,
-        examples=held.examples,
-        organizations=held.organizations,
+        contributions=held.contributions,
         refusals=held.refusals,
         closed=held.closed,
     )
@@ -144,12 +183,14 @@ def _joined(cohort: Cohort, told: Told) -> Cohort:
     return _changed(joined, claims={**cohort.claims, **dict.fromkeys(held.claimed, told.life)})
 
 
-def _with_member(state: State, cohort_id: str, life: str, **changes: Any) -> State:
+def _handed(state: State, event: Handed) -> State:
     cohort = state.cohort
-    if cohort is None or cohort.id != cohort_id or life not in cohort.counting:
+    if cohort is None or cohort.id != event.cohort or event.life not in cohort.counting:
         return state
-    member = _changed(cohort.members[life], **changes)
-    return _changed(state, cohort=_changed(cohort, members={**cohort.members, life: member}))
+    before = cohort.members[event.life]
+    contributions = merged(event.contributions, refused(before.contributions))
+    member = _changed(before, handed=True, closed=True, reported=event.reported, contributions=contributions)
+    return _changed(state, cohort=_changed(cohort, members={**cohort.members, event.life: member}))
 
 
 def _lose(cohort: Cohort, life: str) -> Cohort:
@@ -222,6 +263,8 @@ def _advance(rules: Rules, state: State, now: float) -> tuple[State, Reports] | 
             return _reported(rules, state, now)
         case "collecting":
             return _collected(rules, state, now)
+        case "ahead" if len(state.unrecorded) < MOST_AHEAD:
+            return _begin(rules, state, now)
     return None
 
 
@@ -229,14 +272,30 @@ def _settle(rules: Rules, state: State, now: float) -> tuple[State, Reports] | N
     if len(state.presences) < rules.plan.selectors and now < state.until:
         return None
     held = [presence.held for presence in state.presences.values() if presence.held and _fits(state, presence.held)]
+    if not held and len(state.unrecorded) >= MOST_AHEAD:
+        return _begin(rules, state, now)
     if not held:
         return _enter(rules, _changed(state, phase="selection", until=state.began + rules.plan.selection_timeout), now)
     # One coordinator made one cohort of an attempt: should there be two, the one with more updates is worth more.
     chosen = max(held, key=lambda one: (one.reported, one.cohort))
-    cohort = Cohort(id=chosen.cohort, deadline=chosen.deadline, taken_up=True)
+    cohort = Cohort(id=chosen.cohort, deadline=chosen.deadline, shares=chosen.shares)
     for name, presence in sorted(state.presences.items()):
         cohort = _joined(cohort, Told(name=name, life=presence.life, waiting=0, held=presence.held))
+    cohort = _changed(cohort, members={**_to_begin(rules.plan, state, cohort), **cohort.members})
     return _enter(rules, _changed(state, phase="configuration", cohort=cohort, until=cohort.deadline), now)
+
+
+def _to_begin(plan: Plan, state: State, cohort: Cohort) -> dict[str, Member]:
+    """The selectors that are here and have not begun with their part of a cohort that is taken up.
+
+    Under a cap they select nobody: how many of which organization the others have selected is not known any more.
+    """
+    shares = cohort.shares if plan.clients_per_organization is None else dict.fromkeys(cohort.shares, 0)
+    return {
+        presence.life: Member(name=name, share=shares[presence.life])
+        for name, presence in state.presences.items()
+        if presence.life in shares and presence.life not in cohort.members
+    }
 
 
 def _fits(state: State, held: Held) -> bool:
@@ -245,33 +304,28 @@ def _fits(state: State, held: Held) -> bool:
 
 def _select(rules: Rules, state: State, now: float) -> tuple[State, Reports] | None:
     plan = rules.plan
-    if state.waiting >= plan.selected_count or (now >= state.until and state.waiting >= plan.minimum_count):
+    there = available(plan, state)
+    if there >= plan.selected_count or (now >= state.until and there >= plan.minimum_count):
         return _configure(rules, state, now)
     if now >= state.until:
-        came = f"{state.waiting} of {clients(plan.selected_count)} came within {seconds(plan.selection_timeout)}"
-        return _abandon(rules, state, f"{came}, at least {plan.minimum_count} were needed", now)
+        came = f"{there} of {clients(plan.selected_count)} came within {seconds(plan.selection_timeout)}"
+        needed = f"at least {plan.minimum_count} were needed"
+        return _abandon(rules, state, f"{came}{beyond_cap(plan, state)}, {needed}", now)
     return None
 
 
 def _configure(rules: Rules, state: State, now: float) -> tuple[State, Reports]:
-    waiting = {name: presence.waiting for name, presence in state.presences.items()}
-    shares = share_out(min(rules.plan.selected_count, state.waiting), waiting)
+    parts = shares(rules.plan, state)
     cohort = Cohort(
         id=f"{rules.life}-{state.round}-{state.attempt}",
         deadline=now + rules.plan.report_timeout,
-        members={presence.life: Member(name=name, share=shares[name]) for name, presence in state.presences.items()},
+        shares={presence.life: parts[name].clients for name, presence in state.presences.items()},
+        members={
+            presence.life: Member(name=name, share=parts[name].clients, quotas=parts[name].quotas)
+            for name, presence in state.presences.items()
+        },
     )
     return _enter(rules, _changed(state, phase="configuration", cohort=cohort, until=cohort.deadline), now)
-
-
-def share_out(wanted: int, waiting: dict[str, int]) -> dict[str, int]:
-    """So many clients, by each selector's part of those that wait; never more than a selector has."""
-    total = sum(waiting.values())
-    shares = {name: wanted * count // total if total else 0 for name, count in waiting.items()}
-    for name in sorted(waiting, key=lambda name: (shares[name] - wanted * waiting[name] / max(total, 1), name)):
-        if sum(shares.values()) < wanted and shares[name] < waiting[name]:
-            shares[name] += 1
-    return shares
 
 
 def _configured(rules: Rules, state: State, now: float) -> tuple[State, Reports] | None:
@@ -279,20 +333,20 @@ def _configured(rules: Rules, state: State, now: float) -> tuple[State, Reports]
     open_ = [member for member in cohort.counting.values() if member.selected is None and member.share]
     if open_ and now < cohort.deadline:
         return None
-    if cohort.selected < rules.plan.minimum_count and not cohort.taken_up:
-        there = f"only {cohort.selected} of {clients(rules.plan.selected_count)} could be configured"
+    if cohort.expected < rules.plan.minimum_count:
+        there = f"only {cohort.expected} of {clients(rules.plan.selected_count)} could be configured"
         return _abandon(rules, state, f"{there}, at least {rules.plan.minimum_count} were needed", now)
     return _enter(rules, _changed(state, phase="reporting"), now)
 
 
 def _reported(rules: Rules, state: State, now: float) -> tuple[State, Reports] | None:
     cohort, plan = _cohort(state), rules.plan
-    all_ = cohort.reported >= cohort.selected and not cohort.taken_up
+    all_ = cohort.reported >= cohort.expected
     enough = cohort.reported >= plan.minimum_count and (all_ or now >= state.until)
     if cohort.reported >= plan.goal_count or enough:
         until = now + max(COLLECTING, plan.report_timeout)
         members = {life: _changed(member, closed=False) for life, member in cohort.members.items()}
-        collecting = _changed(cohort, collecting_until=until, members=members)
+        collecting = _changed(cohort, collections=cohort.collections + 1, members=members)
         return _changed(state, phase="collecting", cohort=collecting, until=until), []
     if now >= state.until:
         return _abandon(rules, state, _too_few(plan, cohort.reported), now)
@@ -332,9 +386,10 @@ def _abandon(rules: Rules, state: State, why: str, now: float) -> tuple[State, R
     said = _changed(
         report(rules, state, now), stage="abandoned", final=final, reason=f"abandoned: {why}{tail}", checkpoint=None
     )
+    said = telling(said, given(state.cohort))
     concluded = state
     if state.cohort is not None:
-        concluded = _changed(state, concluded=state.cohort, cohort=None, completed=False)
+        concluded = _changed(state, ended=Ended(cohort=state.cohort.id), cohort=None)
     if final:
         reason = f"The training ended in round {state.round}: {why}."
         return _changed(concluded, phase="finished", until=math.inf, finished=reason), [said]
@@ -343,14 +398,19 @@ def _abandon(rules: Rules, state: State, why: str, now: float) -> tuple[State, R
 
 
 def _begin(rules: Rules, state: State, now: float) -> tuple[State, Reports]:
-    """The selection of an attempt."""
+    """The selection of an attempt, unless the training is too far ahead."""
+    if len(state.unrecorded) >= MOST_AHEAD:
+        return _enter(rules, _changed(state, phase="ahead", began=now, until=math.inf), now)
     until = now + rules.plan.selection_timeout
     return _enter(rules, _changed(state, phase="selection", began=now, until=until), now)
 
 
-def _complete(rules: Rules, state: State, checkpoint: Checkpoint, now: float) -> tuple[State, Reports]:
-    """The round's checkpoint is stored: the round counts, and the next one begins."""
-    result, plan = _result(state), rules.plan
+def _complete(rules: Rules, state: State, aggregated: Aggregated, now: float) -> tuple[State, Reports]:
+    """The round's checkpoint is computed: the round counts, and the next one begins while it is being stored.
+
+    Its report is made now. It may be sent only when the checkpoint is stored.
+    """
+    result, plan = aggregated.result, rules.plan
     final = state.round >= plan.rounds
     of = max(plan.goal_count, result.reported)
     reason = f"{result.reported} of {clients(of)} reported in {seconds(round(now - state.began, 1))}"
@@ -363,15 +423,20 @@ def _complete(rules: Rules, state: State, checkpoint: Checkpoint, now: float) ->
         participants=result.participants,
         examples=result.examples,
         metrics=result.metrics,
-        checkpoint=checkpoint,
+        checkpoint=aggregated.checkpoint,
         final=final,
         reason=f"{reason}; the training is finished" if final else reason,
     )
+    said = telling(said, given(state.cohort, result))
     done = _changed(
-        state, base=result.model, concluded=state.cohort, completed=True, cohort=None, result=None, trouble=""
+        state,
+        base=result.model,
+        ended=Ended(cohort=aggregated.cohort, counted=aggregated.lives),
+        cohort=None,
+        unrecorded=[*state.unrecorded, aggregated.checkpoint.key],
     )
     if final:
-        return _changed(done, phase="finished", until=math.inf, finished=_FINISHED), [said]
+        return _changed(done, phase="finished", until=math.inf, finished=FINISHED), [said]
     following, reports = _begin(rules, _changed(done, round=state.round + 1, attempt=1), now)
     return following, [said, *reports]
 
@@ -381,8 +446,7 @@ def _complete(rules: Rules, state: State, checkpoint: Checkpoint, now: float) ->
 
 def orders(rules: Rules, state: State, name: str, life: str) -> Orders:
     """What this life of a selector should be doing now."""
-    cohort, model = state.cohort, state.result.model if state.result else state.base
-    work = None
+    cohort, work = state.cohort, None
     if cohort is not None and life not in cohort.lost:
         member = cohort.members.get(life)
         work = Work(
@@ -391,18 +455,22 @@ def orders(rules: Rules, state: State, name: str, life: str) -> Orders:
             attempt=state.attempt,
             base=state.base,
             share=member.share if member else 0,
+            shares=cohort.shares,
             deadline=cohort.deadline,
-            collect=collection(rules, cohort) if state.phase in ("collecting", "aggregating", "storing") else "",
+            collect=collection(rules, cohort) if state.phase in ("collecting", "aggregating") else "",
+            quotas=member.quotas if member else {},
+            examples_per_update=rules.plan.examples_per_update,
+            clip_norm=rules.plan.clip_norm,
         )
-    last = state.concluded
+    last = state.ended
     return Orders(
         life=life,
-        model=model,
+        model=state.base,
         config=rules.plan.client_config,
         work=work,
         settling=state.phase == "settling",
         lost=cohort is not None and life in cohort.lost,
-        last=Concluded(cohort=last.id, counted=state.completed and _is_handed(last, life)) if last else None,
+        last=Concluded(cohort=last.cohort, counted=life in last.counted) if last else None,
         finished=state.finished,
         revoked=state.revoked,
     )
@@ -410,23 +478,13 @@ def orders(rules: Rules, state: State, name: str, life: str) -> Orders:
 
 def collection(rules: Rules, cohort: Cohort) -> str:
     """The name of one collection of a cohort's sums: no earlier life of ours and no earlier try has the same."""
-    return f"{rules.life}-{cohort.collecting_until}"
-
-
-def _is_handed(cohort: Cohort, life: str) -> bool:
-    return life in cohort.members and cohort.members[life].handed
+    return f"{rules.life}/{cohort.id}/{cohort.collections}"
 
 
 def _cohort(state: State) -> Cohort:
     if state.cohort is None:
         raise AssertionError(f"{state.phase} without a cohort")
     return state.cohort
-
-
-def _result(state: State) -> Result:
-    if state.result is None:
-        raise AssertionError(f"{state.phase} without a result")
-    return state.result
 
 
 def _changed(struct: S, **changes: Any) -> S:

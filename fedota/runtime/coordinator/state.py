@@ -5,12 +5,10 @@ from typing import Literal
 import msgspec
 
 from fedota.events.problems import Plan
-from fedota.events.rounds import Checkpoint, Refusal, RoundUpdated
+from fedota.events.rounds import Checkpoint, Contribution, Refusal, RoundUpdated
 from fedota.runtime.protocol import Claim, Held, ModelRef, Told
 
-Phase = Literal[
-    "settling", "selection", "configuration", "reporting", "collecting", "aggregating", "storing", "finished"
-]
+Phase = Literal["settling", "selection", "configuration", "reporting", "collecting", "aggregating", "ahead", "finished"]
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,11 +21,13 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Presence(msgspec.Struct, frozen=True, kw_only=True):
-    """A selector that was heard of lately."""
+    """A selector that was heard of lately. `number` is of the newest message of its life."""
 
     life: str
     heard: float
+    number: int = 0
     waiting: int = 0
+    organizations: dict[str, int] = {}
     held: Held | None = None
 
 
@@ -36,10 +36,10 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     share: int = 0
+    quotas: dict[str, int] = {}
     selected: int | None = None
     reported: int = 0
-    examples: int = 0
-    organizations: list[str] = []
+    contributions: list[Contribution] = []
     refusals: list[Refusal] = []
     closed: bool = False
     handed: bool = False
@@ -49,17 +49,18 @@ class Cohort(msgspec.Struct, frozen=True, kw_only=True):
     """The clients of one attempt.
 
     `members` are selectors by life; those in `lost` count no more, whatever they say. `claims` tells which life may
-    accept the update of a ticket that another one had given out. One that is `taken_up` was made by an earlier life of
-    the coordinator: how many clients it selected is known only as far as their selectors still live.
+    accept the update of a ticket that another one had given out. `shares` say by life how many clients were to be
+    selected; a life that is no member has not been heard of since the coordinator was restarted. `collections` counts
+    how often the sums were asked for.
     """
 
     id: str
     deadline: float
+    shares: dict[str, int] = {}
     members: dict[str, Member] = {}
     lost: frozenset[str] = frozenset()
     claims: dict[str, str] = {}
-    collecting_until: float = 0.0
-    taken_up: bool = False
+    collections: int = 0
 
     @property
     def counting(self) -> dict[str, Member]:
@@ -72,9 +73,21 @@ class Cohort(msgspec.Struct, frozen=True, kw_only=True):
         return sum(member.selected or 0 for member in self.members.values())
 
     @property
+    def expected(self) -> int:
+        """How many updates may come: of a selector that was not heard of since a restart, as many as its share."""
+        return self.selected + sum(share for life, share in self.shares.items() if life not in self.members)
+
+    @property
     def reported(self) -> int:
         """How many updates are in sums that count."""
         return sum(member.reported for member in self.counting.values())
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """A cohort that is over, and the lives whose sums are part of a checkpoint: none where it was abandoned."""
+
+    cohort: str
+    counted: list[str] = []
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,10 +98,16 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     examples: int
     participants: list[str]
     metrics: dict[str, float] = {}
+    contributions: list[Contribution] = []
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
-    """`base` is what the round begins with. `began` and `until` are of the attempt and of its present waiting."""
+    """`base` is what the round begins with. `began` and `until` are of the attempt and of its present waiting.
+
+    `ended` is the cohort before. `unrecorded` are the keys of the checkpoints whose rounds count but are not recorded
+    yet, for want of the object store or of the log. `past` are the lives of selectors that a newer one of the same name
+    has followed: what they said and comes late says nothing any more.
+    """
 
     round: int
     attempt: int
@@ -98,12 +117,11 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     until: float
     presences: dict[str, Presence] = {}
     cohort: Cohort | None = None
-    concluded: Cohort | None = None
-    completed: bool = False  # whether `concluded` is part of a checkpoint
-    result: Result | None = None
+    ended: Ended | None = None
+    unrecorded: list[str] = []
+    past: frozenset[str] = frozenset()
     finished: str | None = None
     revoked: list[str] = []
-    trouble: str = ""  # why the checkpoint is not stored yet
 
     @property
     def waiting(self) -> int:
@@ -120,11 +138,12 @@ class Awoken(msgspec.Struct, frozen=True):
 
 
 class Handed(msgspec.Struct, frozen=True, kw_only=True):
-    """The sum of a member was taken in."""
+    """The sum of a member was taken in: so many updates, and whose."""
 
     life: str
     cohort: str
     reported: int
+    contributions: list[Contribution] = []
 
 
 class Spoiled(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,15 +154,21 @@ class Spoiled(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Aggregated(msgspec.Struct, frozen=True, kw_only=True):
-    """The next weights were computed."""
+    """The next weights were computed from the sums of these lives of the cohort, and lie on the coordinator's own disk.
 
+    `checkpoint` is where they will be in the object store.
+    """
+
+    cohort: str
+    lives: list[str]
     result: Result
-
-
-class Stored(msgspec.Struct, frozen=True, kw_only=True):
-    """The next weights are in the object store."""
-
     checkpoint: Checkpoint
+
+
+class Recorded(msgspec.Struct, frozen=True, kw_only=True):
+    """The checkpoint with this key is in the object store, and the log says so."""
+
+    key: str
 
 
 class Revoked(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,11 +177,5 @@ class Revoked(msgspec.Struct, frozen=True, kw_only=True):
     organizations: list[str]
 
 
-class Trouble(msgspec.Struct, frozen=True, kw_only=True):
-    """The checkpoint could not be stored yet."""
-
-    reason: str
-
-
-Event = Tick | Awoken | Told | Claim | Handed | Spoiled | Aggregated | Stored | Revoked | Trouble
+Event = Tick | Awoken | Told | Claim | Handed | Spoiled | Aggregated | Recorded | Revoked
 Reports = list[RoundUpdated]

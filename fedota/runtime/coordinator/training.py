@@ -3,6 +3,9 @@
 import asyncio
 import hashlib
 import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -12,33 +15,38 @@ import structlog
 
 from fedota.contracts.runtime import CoordinatorSettings, Report, Resume
 from fedota.errors import FedotaError
-from fedota.events import to_json
 from fedota.events.problems import ModelFile
 from fedota.events.rounds import Checkpoint, RoundUpdated
-from fedota.runtime.aggregation import WeightedSum, aggregate, choose_strategy, sum_size
-from fedota.runtime.bodies import mapped
+from fedota.runtime.aggregation import WeightedSum, aggregate, choose_strategy
+from fedota.runtime.contributions import of_updates
 from fedota.runtime.coordinator import rounds, words
 from fedota.runtime.coordinator.collector import Collector
+from fedota.runtime.coordinator.journal import Entry, Journal, begin, last_checkpoint, still_true
+from fedota.runtime.coordinator.lineage import manifest
 from fedota.runtime.coordinator.objects import Objects, StoreError
 from fedota.runtime.coordinator.platform import Platform, insist
-from fedota.runtime.coordinator.reporter import Reporter
+from fedota.runtime.coordinator.reporter import REFUSED, Reporter
 from fedota.runtime.coordinator.state import (
     Aggregated,
     Awoken,
+    Ended,
     Event,
     Handed,
+    Recorded,
     Result,
     Revoked,
     Rules,
     Spoiled,
-    Stored,
     Tick,
-    Trouble,
 )
+from fedota.runtime.coordinator.storing import DamagedError, Storing, digest
+from fedota.runtime.places import Memory, Spooled, opened
 from fedota.runtime.protocol import Claim, Claimed, Meta, ModelRef, Orders
 from fedota.runtime.tensors import read_layout
 
 _BEAT: Final = 1.0  # seconds
+_AHEAD: Final = 64  # pieces of a checkpoint that wait to be hashed
+_ATTENTION: Final = 2.0  # seconds between two questions who was revoked
 _STOOD_STILL: Final = 3.0  # seconds: a beat that is so late means that the process did not run
 _log = structlog.get_logger(__name__)
 
@@ -59,6 +67,12 @@ class Training:
         self._settings = settings
         self._rules = rules
         self._models = directory / "models"
+        self._journal = Journal(directory / "journal.json", settings.run)
+        self._storing = Storing(
+            directory / "checkpoints", self.model_file, lambda *one: self._objects.store(*one), self._storing_moved
+        )
+        self._ended: Ended | None = None  # as the journal is to say it
+        self._restored = 0  # the number of the last report that an earlier life had left in the journal
         self._moved = asyncio.Event()
         self._due = asyncio.Event()
         self._collector: tuple[str, Collector] | None = None
@@ -72,8 +86,16 @@ class Training:
         run = self._settings.run
         resume = await insist(lambda: platform.resume(run), retried=(FedotaError, msgspec.DecodeError), trouble=trouble)
         self._objects = objects
-        begins: ModelFile | Checkpoint = resume.checkpoint or self._settings.model
+        entry = await self._remembered(resume)
+        begun: ModelFile | Checkpoint = resume.checkpoint or self._settings.model
+        begins = (last_checkpoint(entry.reports) if entry else None) or begun
+        self._recorded_base = begun.sha256
         self._digests = [begins.sha256]
+        self._storing.restore([one.checkpoint for one in entry.reports if one.checkpoint] if entry else [])
+        await asyncio.to_thread(self._models.mkdir, mode=0o700, exist_ok=True)
+        for draft in self._models.glob("*.new"):
+            draft.unlink()
+        await self._sweep()
         await self._have(begins, trouble)
         self._base = ModelRef(sha256=begins.sha256, size=begins.size)
         try:
@@ -81,17 +103,43 @@ class Training:
         except FedotaError as error:
             raise StartError(f"The model {begins.key} cannot be trained: {error.problem.detail}") from None
         self._platform = platform
-        self.reporter = Reporter(self._send, resume.report, self._counts)
-        self._begin(resume)
-        _log.info("training", round=resume.round, attempt=resume.attempt, finished=resume.finished)
+        self.reporter = Reporter(
+            self._send,
+            resume.report,
+            counts=self._counts,
+            held=self._is_held,
+            meanwhile=self._meanwhile,
+            keep=self._keep_reports,
+        )
+        self._begin(resume, entry)
+        _log.info("training", round=self.state.round, attempt=self.state.attempt, finished=resume.finished)
+
+    async def _remembered(self, resume: Resume) -> Entry | None:
+        """What the journal knows that the log does not, if the two agree and all that it speaks of is here."""
+        entry = self._journal.read()
+        if entry is None:
+            return None
+        entry = still_true(entry, resume, self._settings.model.sha256)
+        if entry is None or not await self._all_here(entry.reports):
+            _log.warning("the journal does not fit the log or what is here; the log alone says where to go on")
+            self._journal.drop()
+            return None
+        return entry
+
+    async def _all_here(self, reports: Sequence[RoundUpdated]) -> bool:
+        checkpoints = [one.checkpoint for one in reports if one.checkpoint]
+        if not all(map(self._storing.has_files, checkpoints)):
+            return False
+        # The others' digests are looked at before they are stored: so many gigabytes would hold up the beginning.
+        return all([await self._is_whole(one) for one in checkpoints[-1:]])
+
+    async def _is_whole(self, object_: ModelFile | Checkpoint) -> bool:
+        path = self.model_file(object_.sha256)
+        return path.exists() and await asyncio.to_thread(digest, path) == object_.sha256
 
     async def _have(self, object_: ModelFile | Checkpoint, trouble: Any) -> None:
-        await asyncio.to_thread(self._models.mkdir, mode=0o700, exist_ok=True)
         path = self.model_file(object_.sha256)
-        for other in self._models.iterdir():
-            if other != path:
-                other.unlink()
-        if path.exists() and await asyncio.to_thread(_digest, path) == object_.sha256:
+        if await self._is_whole(object_):
             return
         await insist(
             lambda: self._objects.fetch(object_.key, object_.sha256, object_.size, path),
@@ -99,13 +147,14 @@ class Training:
             trouble=trouble,
         )
 
-    def _begin(self, resume: Resume) -> None:
-        where: dict[str, Any] = {"round": resume.round, "attempt": resume.attempt, "base": self._base}
+    def _begin(self, resume: Resume, entry: Entry | None) -> None:
         self._recorded = resume.finished
-        if resume.finished:
-            self.state = rounds.over(**where, now=time.time())
-            return
-        self.state, reports = rounds.start(self._rules, **where, now=time.time())
+        self.state, reports = begin(self._rules, resume, entry, self._base, time.time())
+        self._ended = self.state.ended
+        if entry and entry.reports:
+            self._restored = entry.reports[-1].report
+            self.reporter.restore(entry.reports)
+            _log.info("going on from the journal", reports=len(entry.reports))
         self._tell(reports)
         self.happened(Revoked(organizations=resume.revoked))
 
@@ -116,6 +165,10 @@ class Training:
     def has_model(self, sha256: str) -> bool:
         """Whether these weights are in use."""
         return sha256 in self._digests
+
+    def unrecorded(self) -> int:
+        """How many rounds count though they are not recorded yet."""
+        return len(self.state.unrecorded)
 
     def close(self) -> None:
         """Nobody waits for anything any more."""
@@ -138,8 +191,10 @@ class Training:
         if self.halted is not None:
             return
         before = self.state
-        self.state, reports = rounds.step(self._rules, before, event, time.time())
-        self._tell(reports)
+        state, reports = rounds.step(self._rules, before, event, time.time())
+        self._ended = state.ended
+        self._tell(reports)  # and the journal has them, before anybody is told anything that follows from it
+        self.state = state
         if self.state != before:
             self._wake()
             self._due.set()
@@ -152,11 +207,28 @@ class Training:
     def _tell(self, reports: list[RoundUpdated]) -> None:
         for one in reports:
             _log.info("round", round=one.round, attempt=one.attempt, stage=one.stage, reason=one.reason)
-            self.reporter.tell(one)
+        self.reporter.tell(reports)
+
+    def _keep_reports(self, reports: Sequence[RoundUpdated]) -> None:
+        self._journal.keep(
+            Entry(run=self._settings.run, base=self._recorded_base, reports=list(reports), ended=self._ended)
+        )
+
+    def _is_held(self, report: RoundUpdated) -> bool:
+        """A round is told to be completed only when its checkpoint can be had."""
+        return report.checkpoint is not None and report.checkpoint.key in self._storing
+
+    def _meanwhile(self, report: RoundUpdated) -> RoundUpdated | None:
+        if not self._storing.trouble:
+            return None
+        return words.unstored(report, len(self.state.unrecorded), self._storing.trouble)
+
+    def _storing_moved(self) -> None:
+        self.reporter.look_again()
 
     def _counts(self) -> RoundUpdated | None:
         """The stage that was told last, with its present counts."""
-        if self.state.phase in ("configuration", "finished"):  # these are told as a whole
+        if self.state.phase in ("configuration", "ahead", "finished"):  # these are told as a whole
             return None
         return words.report(self._rules, self.state, time.time())
 
@@ -174,15 +246,50 @@ class Training:
         try:
             await self.reporter.run()
         except FedotaError as error:
+            self._journal.drop()
+            if await self._is_behind():
+                raise  # the log is right: whoever begins again goes on from there
             self.halted = error
             _log.critical("a report was refused: the training stops", error=str(error))
             await asyncio.Event().wait()  # it is for a person to see why, and starting again would not change it
 
+    async def _is_behind(self) -> bool:
+        """Whether the log tells another story than ours: what an earlier life had sent may arrive after all."""
+        if self.reporter.number < self._restored:
+            return True
+        run, retried = self._settings.run, (FedotaError, msgspec.DecodeError)
+        try:
+            resume = await insist(lambda: self._platform.resume(run), retried=retried, fatal=REFUSED)
+        except FedotaError:
+            return False  # there is nothing to go on from
+        return resume.report != self.reporter.number and not resume.finished
+
     async def _send(self, report: Report) -> None:
         reported = await self._platform.report(report)
         self._recorded = report.update.final
+        if (checkpoint := report.update.checkpoint) is not None:
+            self._recorded_base = checkpoint.sha256
+            self._storing.forget(checkpoint)
+            self.happened(Recorded(key=checkpoint.key))
+            if self.state.phase != "aggregating":  # then another one may just have been written
+                await self._sweep()
         self.happened(Revoked(organizations=reported.revoked))
         self._wake()
+
+    async def attend(self) -> None:
+        """Hear who was revoked, for ever: in a round in which nothing is reported for long, too."""
+        while True:
+            await asyncio.sleep(_ATTENTION)
+            with suppress(FedotaError, msgspec.DecodeError):  # whoever sends reports says that nobody answers
+                self.happened(Revoked(organizations=await self._platform.revoked()))
+
+    async def store(self) -> None:
+        """Store the checkpoints, in order, beside the training."""
+        try:
+            await self._storing.run()
+        except DamagedError:
+            self._journal.drop()
+            raise
 
     async def check(self) -> None:
         """Raise when the training has stopped."""
@@ -197,13 +304,8 @@ class Training:
         # A cohort that was opened again is collected anew: its selectors' sums have grown meanwhile.
         name = rounds.collection(self._rules, self.state.cohort)
         if self._collector is None or self._collector[0] != name:
-            self._collector = (name, Collector(self._layout))
+            self._collector = (name, Collector(self._layout, self._models))
         return self._collector[1]
-
-    @property
-    def sum_size(self) -> int:
-        """The bytes of a sum over the model."""
-        return sum_size(self._layout)
 
     def orders(self, name: str, life: str) -> Orders:
         """What a selector should be doing now.
@@ -222,11 +324,16 @@ class Training:
     def require_wanted(self, meta: Meta) -> Collector:
         """What takes this sum. Raises `round_over` when it is not asked for."""
         collector, cohort = self.collector, self.state.cohort
-        if collector is None or cohort is None or meta.cohort != cohort.id or meta.life not in cohort.counting:
+        if (
+            collector is None
+            or cohort is None
+            or (meta.cohort, meta.collection) != (cohort.id, rounds.collection(self._rules, cohort))
+            or meta.life not in cohort.counting
+        ):
             raise FedotaError("round_over", "The sum is not asked for now.")
         return collector
 
-    async def take(self, meta: Meta, numbers: memoryview) -> None:
+    async def take(self, meta: Meta, numbers: Memory | Spooled) -> None:
         """A selector hands its sum over. Raises `conflict` when it cannot be used."""
         collector = self.require_wanted(meta)
         try:
@@ -237,91 +344,75 @@ class Training:
             _log.error("a sum was refused", life=meta.life, error=str(error))
             self.happened(Spoiled(life=meta.life, cohort=meta.cohort))
             raise
+        except OSError:
+            self._due.set()  # `conclude` sees that the total is damaged
+            raise
         if collector is self.collector:
-            self.happened(Handed(life=meta.life, cohort=meta.cohort, reported=len(meta.accepted)))
+            given = of_updates(meta.accepted)
+            reported = len(meta.accepted)
+            self.happened(Handed(life=meta.life, cohort=meta.cohort, reported=reported, contributions=given))
 
     async def conclude(self) -> None:
         """Compute and store checkpoints whenever a round has come to that."""
         while True:
             await self._due.wait()
             self._due.clear()
+            if self._collector is not None and self._collector[1].damaged:
+                raise RuntimeError("a sum could not be read again from the disk: whoever comes next collects them anew")
             if self.state.phase == "aggregating":
                 await self._conclude()
 
     async def _conclude(self) -> None:
-        assert self._collector is not None
+        assert self._collector is not None and self.state.cohort is not None
         _, collector = self._collector
-        base, round_, attempt = self.state.base, self.state.round, self.state.attempt
+        cohort, base, round_, attempt = self.state.cohort.id, self.state.base, self.state.round, self.state.attempt
         total, self._collector = await collector.close(), None
-        body, sha256 = await asyncio.to_thread(self._compute, base, total)
-        model = ModelRef(sha256=sha256, size=len(body))
-        self._keep(base.sha256, sha256)
+        model = await asyncio.to_thread(self._compute, base, total)
+        sha256 = model.sha256
         result = Result(
             model=model,
             reported=total.count,
             examples=total.examples,
             participants=collector.participants,
             metrics=collector.metrics,
+            contributions=collector.contributions,
         )
-        self.happened(Aggregated(result=result))
-        lineage = _lineage(self._rules, round_, attempt, base, result)
         place = f"problems/{self._settings.problem_id}/checkpoints/{self._settings.run}/{round_}-{sha256[:16]}"
-        await asyncio.gather(
-            self._store(f"{place}.safetensors", body, sha256),
-            self._store(f"{place}.json", memoryview(lineage), hashlib.sha256(lineage).hexdigest()),
-        )
-        checkpoint = Checkpoint(key=f"{place}.safetensors", sha256=sha256, size=len(body))
-        self.happened(Stored(checkpoint=checkpoint))
+        checkpoint = Checkpoint(key=f"{place}.safetensors", sha256=sha256, size=model.size)
+        given = words.given(self.state.cohort, result)
+        lineage = manifest(self._rules, round_, attempt, base, result, given)
+        await asyncio.to_thread(self._storing.prepare, checkpoint, lineage)
+        self._digests = [base.sha256, sha256]  # a selector may still be fetching the one before
+        lives = list(collector.lives)
+        self.happened(Aggregated(cohort=cohort, lives=lives, result=result, checkpoint=checkpoint))
+        if checkpoint.key in self.state.unrecorded:
+            self._storing.add(checkpoint)
+        await self._sweep()
 
-    def _compute(self, base: ModelRef, total: WeightedSum) -> tuple[memoryview, str]:
-        body = aggregate(self._strategy, self._layout, mapped(self.model_file(base.sha256)), total)
-        sha256 = hashlib.sha256(body).hexdigest()
-        draft = self._models / "next"
-        draft.write_bytes(body)
-        draft.replace(self.model_file(sha256))
-        return body, sha256
+    def _compute(self, base: ModelRef, total: WeightedSum) -> ModelRef:
+        """The next weights, straight into their file: they are never in memory as a whole."""
+        sha256, size, draft = hashlib.sha256(), 0, self._models / "next"
+        hashed: deque[Future[None]] = deque()
+        with (
+            opened(self.model_file(base.sha256)) as before,
+            draft.open("wb") as file,
+            ThreadPoolExecutor(1) as beside,
+        ):
+            for piece in aggregate(self._strategy, self._layout, before, total):
+                hashed.append(beside.submit(sha256.update, piece))  # which takes as long as all the rest
+                if len(hashed) > _AHEAD:
+                    hashed.popleft().result()
+                size += file.write(piece)
+        draft.replace(self.model_file(sha256.hexdigest()))
+        return ModelRef(sha256=sha256.hexdigest(), size=size)
 
-    def _keep(self, *digests: str) -> None:
-        for old in set(self._digests) - set(digests):
-            self.model_file(old).unlink(missing_ok=True)
-        self._digests = list(digests)
-
-    async def _store(self, key: str, body: memoryview, sha256: str) -> None:
-        def trouble(why: str) -> None:
-            _log.warning("a checkpoint is not stored yet", error=why)
-            self.happened(Trouble(reason=why))
-
-        await insist(
-            lambda: self._objects.store(key, body, sha256),
-            retried=(StoreError, FedotaError, msgspec.DecodeError),
-            trouble=trouble,
-        )
-
-
-def _lineage(rules: Rules, round_: int, attempt: int, base: ModelRef, result: Result) -> bytes:
-    """A checkpoint's manifest: what it was made of, and how."""
-    plan = rules.plan
-    return msgspec.json.format(
-        to_json(
-            {
-                "problem_id": rules.problem_id,
-                "run": rules.run,
-                "round": round_,
-                "attempt": attempt,
-                "sha256": result.model.sha256,
-                "size": result.model.size,
-                "base": {"sha256": base.sha256, "size": base.size},
-                "strategy": plan.strategy,
-                "updates": result.reported,
-                "examples": result.examples,
-                "participants": result.participants,
-                "metrics": result.metrics,
-            }
-        ),
-        indent=2,
-    )
+    async def _sweep(self) -> None:
+        """Remove the weights that nobody needs any more."""
+        needed = {self.model_file(sha256) for sha256 in (*self._digests, *self._storing.digests)}
+        doomed = set(self._models.glob("*.safetensors")) - needed
+        await asyncio.to_thread(_remove, doomed)
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)

@@ -1,15 +1,26 @@
 """A round in reports for the log and in plain words for people."""
 
 from datetime import UTC, datetime
+from itertools import accumulate
 from typing import Final
 
-from fedota.events.rounds import RoundUpdated, Stage
-from fedota.runtime.coordinator.state import Rules, State
+import msgspec
 
-MOST_REFUSALS: Final = 50  # told in a report; all of them are in the selectors' metrics
+from fedota.events import to_json
+from fedota.events.problems import Plan
+from fedota.events.rounds import Contribution, RoundUpdated, Stage
+from fedota.runtime.contributions import counted, merged, refused
+from fedota.runtime.coordinator.shares import available
+from fedota.runtime.coordinator.state import Cohort, Result, Rules, State
+
+MOST_REFUSALS: Final = 50  # told in a report; all of them are counted in its contributions
+MOST_CONTRIBUTIONS: Final = 2000  # told in a report; all of those of a completed round are in its manifest
+_CONTRIBUTIONS_SIZE: Final = 256 * 1024  # bytes; a report that is too large is not recorded
+FINISHED: Final = "The training is finished."
 _STAGES: Final[dict[str, Stage]] = {
     "settling": "selection",
     "selection": "selection",
+    "ahead": "selection",
     "configuration": "configuration",
 }
 
@@ -18,6 +29,7 @@ def report(rules: Rules, state: State, now: float) -> RoundUpdated:
     """The attempt as it stands now, without its number."""
     plan, cohort = rules.plan, state.cohort
     members = list(cohort.counting.values()) if cohort else []
+    contributions = merged(*(member.contributions for member in members))
     return RoundUpdated(
         problem_id=rules.problem_id,
         run=rules.run,
@@ -27,15 +39,50 @@ def report(rules: Rules, state: State, now: float) -> RoundUpdated:
         stage=_STAGES.get(state.phase, "reporting"),
         goal_count=plan.goal_count,
         minimum_count=plan.minimum_count,
-        waiting=state.waiting,
+        waiting=available(plan, state),
         selected=cohort.selected if cohort else 0,
         reported=cohort.reported if cohort else 0,
-        participants=sorted({name for member in members for name in member.organizations}),
+        participants=[one.organization for one in contributions if one.updates],
         refusals=[refusal for member in members for refusal in member.refusals][:MOST_REFUSALS],
-        examples=sum(member.examples for member in members),
+        examples=sum(one.examples for one in contributions),
         seconds=round(max(0.0, now - state.began), 3),
         reason=reason(rules, state),
     )
+
+
+def given(cohort: Cohort | None, result: Result | None = None) -> list[Contribution]:
+    """What each organization gave to an attempt that ends: to its sums, or, with a result, to its checkpoint.
+
+    Whatever selector refused an update, it was refused; what was in a sum that is lost counts for nothing.
+    """
+    if cohort is None:
+        return []
+    accepted = [result.contributions] if result else [counted(one.contributions) for one in cohort.counting.values()]
+    return merged(*accepted, *(refused(member.contributions) for member in cohort.members.values()))
+
+
+def telling(update: RoundUpdated, contributions: list[Contribution]) -> RoundUpdated:
+    """The report with contributions: of too many the largest, and then it says so."""
+    told = _largest(contributions)
+    left_out = len(contributions) - len(told)
+    note = f"; contributions of {left_out} more organizations are not told here" if left_out else ""
+    return msgspec.structs.replace(update, contributions=told, reason=update.reason + note)
+
+
+def _largest(contributions: list[Contribution]) -> list[Contribution]:
+    """As many as a report may hold, by organization."""
+    if len(contributions) <= MOST_CONTRIBUTIONS and len(to_json(contributions)) <= _CONTRIBUTIONS_SIZE:
+        return contributions
+    ordered = sorted(contributions, key=lambda one: (-one.examples, one.organization))[:MOST_CONTRIBUTIONS]
+    sizes = accumulate(len(to_json(one)) + 1 for one in ordered)
+    kept = [one for one, size in zip(ordered, sizes, strict=True) if size < _CONTRIBUTIONS_SIZE]
+    return sorted(kept, key=lambda one: one.organization)
+
+
+def beyond_cap(plan: Plan, state: State) -> str:
+    """Who waits and cannot be selected, because its organization has as many clients in the round as it may have."""
+    more = state.waiting - available(plan, state)
+    return f", and {more} more of organizations that may send only {plan.clients_per_organization}" if more else ""
 
 
 def reason(rules: Rules, state: State) -> str:
@@ -46,12 +93,15 @@ def reason(rules: Rules, state: State) -> str:
             here = f"{len(state.presences)} of {plan.selectors} selectors are here"
             return f"{here}; waits for the others until {_clock(state.until)}"
         case "selection":
-            here = f"{state.waiting} of {clients(plan.selected_count)} {_are(plan.selected_count)} here"
-            missing = plan.selected_count - state.waiting
+            there, wanted = available(plan, state), plan.selected_count
+            here = f"{there} of {clients(wanted)} {_are(wanted)} here{beyond_cap(plan, state)}"
+            missing = wanted - there
             return f"{here}; waits for {missing} more until {_clock(state.until)}" if missing > 0 else here
         case "configuration":
             wanted = sum(member.share for member in (cohort.members.values() if cohort else ()))
             return f"{clients(wanted)} {_are(wanted)} being selected and told what to do"
+        case "ahead":
+            return f"{_rounds(len(state.unrecorded))} not recorded yet; the next one waits until there are fewer"
         case "finished":
             return state.finished or ""
     reported = cohort.reported if cohort else 0
@@ -61,9 +111,25 @@ def reason(rules: Rules, state: State) -> str:
             return f"{have}; waits for {max(0, plan.goal_count - reported)} more until {_clock(state.until)}"
         case "collecting":
             return f"{have}; their selectors hand the sums over"
-        case "storing":
-            return f"{have}; the checkpoint is being stored" + (f": {state.trouble}" if state.trouble else "")
     return f"{have}; the next checkpoint is being computed"
+
+
+def unstored(completed: RoundUpdated, waiting: int, why: str) -> RoundUpdated:
+    """What can be told of a round whose `completed` report waits for its checkpoint to be stored.
+
+    `waiting` rounds are not recorded yet, this one among them.
+    """
+    have = f"{completed.reported} of {clients(max(completed.goal_count, completed.reported))}"
+    others = f"; {_rounds(waiting - 1)} waiting behind it" if waiting > 1 else ""
+    return msgspec.structs.replace(
+        completed,
+        stage="reporting",
+        metrics={},
+        contributions=[],
+        checkpoint=None,
+        final=False,
+        reason=f"{have} {_have(completed.goal_count)} reported; the checkpoint is being stored: {why}{others}",
+    )
 
 
 def clients(count: int) -> str:
@@ -73,6 +139,17 @@ def clients(count: int) -> str:
 
 def _are(count: int) -> str:
     return "is" if count == 1 else "are"
+
+
+def farewell(last: RoundUpdated) -> str:
+    """What clients are told when the training is over."""
+    if last.stage == "completed":
+        return FINISHED
+    return f"The training ended in round {last.round}: {last.reason.removeprefix('abandoned: ')}."
+
+
+def _rounds(count: int) -> str:
+    return f"{count} round is" if count == 1 else f"{count} rounds are"
 
 
 def _have(count: int) -> str:

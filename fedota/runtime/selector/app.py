@@ -2,12 +2,13 @@
 
 import asyncio
 import math
+import random
 import re
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+import time
+from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import structlog
@@ -27,23 +28,46 @@ from fedota.runtime.protocol import (
     METRICS_LIMIT,
     MODELS,
     MOST_EXAMPLES,
+    OFFSET,
     TICKET,
     UPDATES,
+    WHOLE,
     Metrics,
     Received,
 )
-from fedota.runtime.selector.buffers import Buffers
-from fedota.runtime.selector.cohort import Cohort
+from fedota.runtime.selector.cohort import Cohort, already_reported
+from fedota.runtime.selector.crowding import Crowding
 from fedota.runtime.selector.pool import Waiting
 from fedota.runtime.selector.selecting import Selecting
+from fedota.runtime.selector.spool import MOST_UPLOADS, Spool
+from fedota.runtime.selector.uploads import Upload
 from fedota.runtime.tickets import Ticket
-from fedota.runtime.web import bearer, json_response, problems
+from fedota.runtime.web import bearer, json_response, problem_response, problems
 
-READ_BUFFER: Final = 1 << 18  # bytes of a body that may wait for us in memory, for each connection
-_MOST_UPLOADS: Final = 64  # at the same time; more are asked to come back
+READ_BUFFER: Final = 1 << 16  # bytes of a body that may wait for us in memory, for each connection
 _CLIENT: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _NUMBER: Final = re.compile(r"[0-9]{1,10}", re.ASCII)
+_BYTES: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
+# Said to one client about the way there, not about its update: no refusal of the round.
+_PASSING: Final = frozenset({"unavailable", "internal_error", "offset_mismatch"})
 _log = structlog.get_logger(__name__)
+
+
+class _Sent(NamedTuple):
+    """What comes with an update: where its bytes go on, and how many there are in all, where that is known."""
+
+    offset: int
+    length: int | None
+    examples: int
+    metrics: dict[str, float]
+
+
+class _OffsetError(Exception):
+    """An update does not go on where it broke off; the selector has `offset` bytes of it."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(offset)
+        self.offset = offset
 
 
 class Doors:
@@ -53,6 +77,7 @@ class Doors:
         self._settings = settings
         self._selecting = selecting
         self._uploads = 0
+        self._crowding = Crowding()
         self._tasks: set[asyncio.Task[None]] = set()
         self._accepted = service.add_counter("updates_accepted", "Updates that were added to a sum")
         self._refused = service.add_counter("refusals", "Requests of clients that were refused", ("code",))
@@ -66,6 +91,8 @@ class Doors:
             web.post(CHECK_IN, self.check_in),
             web.get(MODELS, self.model),
             web.post(UPDATES, self.update),
+            web.patch(UPDATES, self.update),
+            web.head(UPDATES, self.offset),
         ]
 
     async def check_in(self, request: web.Request) -> web.Response:
@@ -85,20 +112,38 @@ class Doors:
         sha256 = request.match_info["sha256"]
         if not self._selecting.has_model(sha256):
             raise FedotaError("not_found", "These weights are not in use now. Check in for the present round.")
-        return await send_file(request, self._selecting.model_file(sha256))
+        return await send_file(request, self._selecting.model_file(sha256), sha256)
 
     async def update(self, request: web.Request) -> web.Response:
-        """A client's update: counted, or refused with the reason."""
+        """A client's update, or the rest of one that broke off: counted, or refused with the reason."""
         organization = self._organization(request)
         cohort: Cohort | None = None
         try:
             ticket = self._ticket(request, organization)
             cohort = self._cohort(ticket)
-            await self._take(request, ticket, cohort)
+            received = await self._take(request, ticket, cohort)
+        except _OffsetError as error:
+            self._refused.labels("offset_mismatch").inc()
+            return _goes_on_at(error.offset)
         except FedotaError as error:
             self._note(organization, cohort, error)
             raise
+        if received is not None:  # the request was to bring no more than this
+            return web.Response(status=204, headers={OFFSET: str(received)})
         return json_response(Received(round=ticket.round, attempt=ticket.attempt))
+
+    async def offset(self, request: web.Request) -> web.Response:
+        """How much of an update is here."""
+        organization = self._organization(request)
+        try:
+            ticket = self._ticket(request, organization)
+            cohort = self._cohort(ticket)
+            cohort.require_open(ticket)
+            await self._require_alone(cohort, ticket)
+        except FedotaError as error:
+            self._refused.labels(error.problem.code).inc()
+            raise
+        return web.Response(status=204, headers={OFFSET: str(cohort.uploads.received(ticket.id))})
 
     def _organization(self, request: web.Request) -> str:
         try:
@@ -123,45 +168,85 @@ class Doors:
     def _note(self, organization: str, cohort: Cohort | None, error: FedotaError) -> None:
         code = error.problem.code
         self._refused.labels(code).inc()
-        if code in ("unavailable", "internal_error"):
+        if code in _PASSING:
             return
         _log.info("update refused", organization=organization, code=code, detail=error.problem.detail)
         if (cohort := cohort or self._selecting.cohort) is not None and not cohort.handed:
             cohort.refuse(organization, error)
             self._selecting.changed()
 
-    async def _take(self, request: web.Request, ticket: Ticket, cohort: Cohort) -> None:
-        """Everything that can be refused without reading the body is refused before."""
-        cohort.require_open(ticket)
-        buffers = self._selecting.buffers
-        assert buffers is not None
-        examples, metrics = _examples(request), _metrics(request)
-        _check_body(request, buffers)
-        await self._require_claim(ticket, cohort)
-        if self._uploads >= _MOST_UPLOADS:
-            raise FedotaError("unavailable", "Too many updates come at once. Send it again.", retry_after=2)
-        cohort.require_open(ticket)
-        async with AsyncExitStack() as stack:
-            stack.enter_context(self._receiving(cohort, ticket))
-            buffer = await stack.enter_async_context(buffers.one())
-            size = await read_body(request, buffer)
-            # From here on the client may go: what works on the buffer must end before another update comes into it.
-            owned = stack.pop_all()
-        task = asyncio.create_task(self._count(owned, ticket, cohort, buffer[:size], examples, metrics))
-        self._tasks.add(task)
-        task.add_done_callback(self._counted)
-        await asyncio.shield(task)
+    async def _take(self, request: web.Request, ticket: Ticket, cohort: Cohort) -> int | None:
+        """Read an update and count it. When it is not whole by its own words: the bytes that are here.
 
-    @contextmanager
-    def _receiving(self, cohort: Cohort, ticket: Ticket) -> Iterator[None]:
-        """The update of this ticket is on its way in, and no other is taken for it."""
-        cohort.receiving.add(ticket.id)
+        Everything that can be refused without reading the body is refused before.
+        """
+        cohort.require_open(ticket)
+        spool = self._selecting.spool
+        assert spool is not None
+        sent = _sent(request, spool)
+        await self._require_alone(cohort, ticket)
+        await self._require_claim(ticket, cohort)
+        if self._uploads >= MOST_UPLOADS:
+            left = (cohort.selected or 0) - len(cohort.accepted) - self._uploads
+            again = random.randint(1, self._crowding.seconds(left))  # noqa: S311 - only spreads the attempts
+            raise FedotaError("unavailable", "Too many updates come at once. Send it again.", retry_after=again)
+        cohort.require_open(ticket)
+        if ticket.id in cohort.uploads.receiving:
+            raise already_reported()
+        return await self._read(request, spool, ticket, cohort, sent)
+
+    async def _require_alone(self, cohort: Cohort, ticket: Ticket) -> None:
+        """Raise while the update comes by another connection that lives."""
+        upload = cohort.uploads.receiving.get(ticket.id)
+        if upload is None:
+            return
+        if not await upload.gives_way():
+            raise already_reported()
+        cohort.require_open(ticket)
+
+    async def _read(
+        self, request: web.Request, spool: Spool, ticket: Ticket, cohort: Cohort, sent: _Sent
+    ) -> int | None:
+        uploads = cohort.uploads
+        if request.method == "PATCH":
+            if sent.offset != (received := uploads.received(ticket.id)):
+                raise _OffsetError(received)
+        else:
+            uploads.forget(ticket.id)
+        upload = uploads.receiving[ticket.id] = Upload(request.transport)
+        if not self._uploads:
+            self._crowding.begins(time.monotonic())
         self._uploads += 1
         try:
-            yield
+            upload.place = uploads.taken(ticket.id) or await spool.place()
+            await read_body(request, upload.place)
+        except BaseException as error:
+            keep = not isinstance(error, FedotaError) or error.problem.code == "timeout"
+            self._beside(self._set_aside(spool, ticket, cohort, upload, keep=keep))
+            raise
+        if sent.length is not None and upload.received < sent.length:
+            await asyncio.shield(self._beside(self._set_aside(spool, ticket, cohort, upload, keep=True)))
+            return uploads.received(ticket.id)
+        # From here on the client may go: what works on its place must end before another update comes into it.
+        upload.whole = True
+        await asyncio.shield(self._beside(self._count(spool, ticket, cohort, upload, sent)))
+        return None
+
+    def _end(self, ticket: Ticket, cohort: Cohort, upload: Upload) -> None:
+        """Nothing of this update is on its way any more."""
+        self._uploads -= 1
+        del cohort.uploads.receiving[ticket.id]
+        upload.ended.set()
+
+    async def _set_aside(self, spool: Spool, ticket: Ticket, cohort: Cohort, upload: Upload, *, keep: bool) -> None:
+        """An update broke off. Its connection is gone, and its place may be needed."""
+        try:
+            if upload.place is not None and keep and upload.received:
+                cohort.uploads.keep(ticket.id, await spool.kept(upload.place))
+            elif upload.place is not None:
+                spool.release(upload.place)
         finally:
-            self._uploads -= 1
-            cohort.receiving.discard(ticket.id)
+            self._end(ticket, cohort, upload)
 
     async def _require_claim(self, ticket: Ticket, cohort: Cohort) -> None:
         if ticket.life == self._selecting.life or ticket.id in cohort.claimed:
@@ -174,25 +259,35 @@ class Doors:
             case "over":
                 raise FedotaError("round_over", "The round takes no more updates. Check in for the next one.")
 
-    def _counted(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # whoever waited for it may have gone
+    def _beside(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Work that is done whether or not anybody waits for it."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
 
-    async def _count(
-        self,
-        owned: AsyncExitStack,
-        ticket: Ticket,
-        cohort: Cohort,
-        body: memoryview,
-        examples: int,
-        metrics: dict[str, float],
-    ) -> None:
-        async with owned:
-            tensors = await asyncio.to_thread(checked, cohort.layout, body)
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) and not isinstance(error, FedotaError):
+            _log.error("an update was lost", exc_info=error)  # whoever waited for it may have gone
+
+    async def _count(self, spool: Spool, ticket: Ticket, cohort: Cohort, upload: Upload, sent: _Sent) -> None:
+        place = upload.place
+        assert place is not None
+        try:
+            update = await asyncio.to_thread(checked, cohort.layout, place)
             self._selecting.require_participation(ticket.organization)
-            await cohort.count(ticket, tensors, examples, metrics)
+            try:
+                await cohort.count(ticket, update, sent.examples, sent.metrics)
+            except OSError as error:  # from the disk, with the update perhaps half in the sum
+                _log.error("an update could not be read again", error=str(error))
+                self._selecting.begin_again()
+                raise FedotaError("unavailable", "The selector lost its sum. Send the update again.") from None
+        finally:
+            spool.release(place)
+            self._end(ticket, cohort, upload)
         self._accepted.inc()
+        self._crowding.taken(time.monotonic())
         self._selecting.changed()
 
 
@@ -240,11 +335,34 @@ def _metrics(request: web.Request) -> dict[str, float]:
     return metrics
 
 
-def _check_body(request: web.Request, buffers: Buffers) -> None:
+def _sent(request: web.Request, spool: Spool) -> _Sent:
+    """What an update's headers say, checked."""
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise FedotaError("unsupported_encoding", "Send the update as it is, without Content-Encoding.")
-    if (request.content_length or 0) > buffers.size:
+    offset, whole = 0, None
+    if request.method == "PATCH":
+        offset = _bytes(request, OFFSET)
+        whole = _bytes(request, WHOLE) if WHOLE in request.headers else None
+    if whole is None and request.content_length is not None:
+        whole = offset + request.content_length
+    if whole is not None and whole > spool.size:
         raise FedotaError(
-            "update_too_large",
-            f"The update has {request.content_length} bytes; for this model {buffers.size} are the most.",
+            "update_too_large", f"The update has {whole} bytes; for this model {spool.size} are the most."
         )
+    return _Sent(offset, whole, _examples(request), _metrics(request))
+
+
+def _bytes(request: web.Request, name: str) -> int:
+    text = request.headers.get(name, "")
+    if not _BYTES.fullmatch(text):
+        what = "a whole number of bytes"
+        raise FedotaError("invalid_field", f"{name}: send {what}, got {text[:40]!r}.", fields={name: what})
+    return int(text)
+
+
+def _goes_on_at(offset: int) -> web.Response:
+    """The answer to an update that goes on elsewhere than it broke off."""
+    said = f"The selector has {offset} bytes of this update. Send what comes after them."
+    response = problem_response(FedotaError("offset_mismatch", said).problem)
+    response.headers[OFFSET] = str(offset)
+    return response

@@ -1,37 +1,44 @@
 """The selector's part in one cohort: the tickets it gave out, and the running sum of what came back."""
 
 import asyncio
-from collections.abc import Mapping
+import time
+from pathlib import Path
 from typing import Final
 
 from fedota.errors import FedotaError
 from fedota.events.rounds import Refusal
-from fedota.runtime.aggregation import WeightedSum
+from fedota.runtime.aggregation import WeightedSum, Weights, clipped
+from fedota.runtime.contributions import Contributions
+from fedota.runtime.places import opened
 from fedota.runtime.protocol import Accepted, Held, Meta, Work
 from fedota.runtime.selector.pool import Waiting
-from fedota.runtime.tensors import Array, Layout
+from fedota.runtime.selector.uploads import Uploads
+from fedota.runtime.tensors import Layout
 from fedota.runtime.tickets import Ticket
 
 MOST_REFUSALS: Final = 50
 
 
 class Cohort:
-    """Counts each ticket at most once. The sum is touched only by updates that were checked, one after the other."""
+    """Counts each ticket at most once. The sum is touched only by updates that were checked, one after the other.
 
-    def __init__(self, work: Work, layout: Layout) -> None:
+    `base` is the file of the weights that the round begins with: updates are clipped around them.
+    """
+
+    def __init__(self, work: Work, layout: Layout, base: Path | None = None) -> None:
         self.work = work
         self.layout = layout
+        self.base = base
         self.selected: int | None = None
         self.closed = bool(work.collect)
         self.handed = ""  # the collection that the sum was handed over to
         self.issued: dict[Waiting, str] = {}
         self.accepted: dict[str, Accepted] = {}
-        self.receiving: set[str] = set()
+        self.uploads = Uploads()
         self.claimed: set[str] = set()
         self.refusals: list[Refusal] = []
         self._sum: WeightedSum | None = None
-        self._examples = 0
-        self._organizations: set[str] = set()
+        self._contributions = Contributions()
         self.lock = asyncio.Lock()
 
     @property
@@ -46,8 +53,8 @@ class Cohort:
 
     def require_open(self, ticket: Ticket) -> None:
         """Raise unless an update with this ticket would be accepted now."""
-        if ticket.id in self.accepted or ticket.id in self.receiving:
-            raise _already_reported()
+        if ticket.id in self.accepted:
+            raise already_reported()
         if self.closed:
             raise _round_over()
 
@@ -55,29 +62,42 @@ class Cohort:
         """The ticket that a client got and has not used: perhaps it never heard of it."""
         return None if self.closed else self.issued.get(who)
 
-    async def count(
-        self, ticket: Ticket, update: Mapping[str, Array], examples: int, metrics: dict[str, float]
-    ) -> None:
+    async def count(self, ticket: Ticket, update: Weights, examples: int, metrics: dict[str, float]) -> None:
         """Add a checked update. Raises `round_over` when the cohort was closed meanwhile."""
+        arrived, weight = time.time(), min(examples, self.work.examples_per_update or examples)
         async with self.lock:
             if ticket.id in self.accepted:  # sent twice, each time by a client that did not wait for the answer
-                raise _already_reported()
+                raise already_reported()
             if self.closed:
                 raise _round_over()
-            await asyncio.to_thread(self._add, update, examples)
-            self.accepted[ticket.id] = Accepted(
-                ticket=ticket.id, organization=ticket.organization, examples=examples, metrics=metrics
+            is_clipped = await asyncio.to_thread(self._add, update, weight)
+            self.accepted[ticket.id] = accepted = Accepted(
+                ticket=ticket.id,
+                organization=ticket.organization,
+                examples=weight,
+                metrics=metrics,
+                size=update.body.received,
+                seconds=round(max(0.0, arrived - ticket.issued), 3) if ticket.issued else 0.0,
+                clipped=is_clipped,
             )
-            self._examples += examples
-            self._organizations.add(ticket.organization)
+            self._contributions.accept(accepted)
             self.issued.pop(Waiting(ticket.organization, ticket.client), None)
 
-    def _add(self, update: Mapping[str, Array], examples: int) -> None:
-        self._sum = self._sum or WeightedSum(self.layout)
-        self._sum.add(update, examples)
+    def _add(self, update: Weights, weight: int) -> bool:
+        """Add it; whether it was clipped."""
+        if self._sum is None:
+            self._sum = WeightedSum(self.layout)
+        if self.work.clip_norm is None or self.base is None:
+            self._sum.add(update, weight)
+            return False
+        with opened(self.base) as base:
+            step = clipped(update, Weights(self.layout, base), self.work.clip_norm)
+            self._sum.add(step, weight)
+        return step is not update
 
     def refuse(self, organization: str, error: FedotaError) -> None:
         """Note an update that does not count."""
+        self._contributions.refuse(organization, error.problem.code)
         if len(self.refusals) < MOST_REFUSALS:
             problem = error.problem
             self.refusals.append(
@@ -92,22 +112,24 @@ class Cohort:
             attempt=self.work.attempt,
             base=self.work.base.sha256,
             share=self.work.share,
+            shares=self.work.shares,
             deadline=self.work.deadline,
             selected=self.selected,
             reported=len(self.accepted),
-            examples=self._examples,
-            organizations=sorted(self._organizations),
+            contributions=self._contributions.told,
             refusals=list(self.refusals),
             claimed=sorted(self.claimed & self.accepted.keys()),
             closed=self.closed,
         )
 
-    def meta(self, life: str) -> Meta:
+    def meta(self, life: str, collection: str) -> Meta:
         """What goes before the numbers."""
-        return Meta(cohort=self.work.cohort, life=life, accepted=list(self.accepted.values()))
+        accepted = list(self.accepted.values())
+        return Meta(cohort=self.work.cohort, life=life, collection=collection, accepted=accepted)
 
 
-def _already_reported() -> FedotaError:
+def already_reported() -> FedotaError:
+    """The error that an update is here, or on its way."""
     return FedotaError("already_reported", "This update was sent before; it counts once.")
 
 

@@ -13,7 +13,8 @@ import msgspec
 
 from fedota.errors import FedotaError, Problem
 from fedota.events import to_json
-from fedota.runtime.bodies import pieces, read_reply
+from fedota.runtime.bodies import Parts, read_reply
+from fedota.runtime.places import Spooled
 from fedota.runtime.protocol import (
     CLAIMS,
     MODELS,
@@ -27,7 +28,7 @@ from fedota.runtime.protocol import (
     Orders,
     Told,
 )
-from fedota.runtime.tensors import room
+from fedota.tls import client_context
 
 A = TypeVar("A")
 _SHORT: Final = aiohttp.ClientTimeout(total=10)
@@ -37,10 +38,11 @@ _LONG: Final = aiohttp.ClientTimeout(total=3600, sock_connect=5)  # a body that 
 class Link:
     """Asks the coordinator. Whatever fails raises `FedotaError`: `unavailable` when it does not answer."""
 
-    def __init__(self, url: str, key: str, name: str, life: str) -> None:
+    def __init__(self, url: str, key: str, name: str, life: str, authority: str = "") -> None:
         self._url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {key}"}
         self._name = name
+        self._authority = authority
         self.life = life
         self._tag = ""
         self._http: aiohttp.ClientSession
@@ -48,7 +50,8 @@ class Link:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Usable within this."""
-        async with aiohttp.ClientSession() as self._http:
+        trusted = client_context(self._authority) if self._authority else True
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusted)) as self._http:
             yield
 
     async def tell(self, told: Told) -> None:
@@ -76,21 +79,32 @@ class Link:
     async def hand_over(self, meta: Meta, numbers: memoryview) -> None:
         """Send a sum."""
         head = to_json(meta)
-        body = pieces([memoryview(struct.pack("<Q", len(head)) + head), numbers])
+        body = Parts([memoryview(struct.pack("<Q", len(head)) + head), numbers])
         await self._send("PUT", PARTIALS, body, _LONG, {"Content-Length": str(8 + len(head) + len(numbers))})
 
     async def fetch(self, model: ModelRef, path: Path) -> None:
-        """Have the model in the file `path`, whole and checked, or not at all."""
-        body = room(model.size)
-        url = self._url + MODELS.format(sha256=model.sha256)
+        """Have the model in the file `path`, whole and checked, or not at all. What came before a break is kept."""
+        draft = path.with_suffix(".new")
+        place = Spooled.at(draft, model.size)
         try:
-            async with self._http.get(url, headers=self._headers, timeout=_LONG) as reply:
-                if reply.status != 200:
+            if place.received < model.size:
+                await self._download(model.sha256, place)
+            await asyncio.to_thread(_keep, draft, model.sha256, path)
+        finally:
+            place.close()
+
+    async def _download(self, sha256: str, place: Spooled) -> None:
+        url = self._url + MODELS.format(sha256=sha256)
+        headers = {**self._headers, **({"Range": f"bytes={place.received}-"} if place.received else {})}
+        try:
+            async with self._http.get(url, headers=headers, timeout=_LONG) as reply:
+                if reply.status not in (200, 206):
                     await _checked(reply)
-                await read_reply(reply, body)
+                if reply.status != 206:
+                    place.received = 0
+                await read_reply(reply, place)
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
             raise _unavailable(error) from None
-        await asyncio.to_thread(_keep, body, model.sha256, path)
 
     async def _send(
         self,
@@ -109,11 +123,12 @@ class Link:
             raise _unavailable(error) from None
 
 
-def _keep(body: memoryview, sha256: str, path: Path) -> None:
-    if hashlib.sha256(body).hexdigest() != sha256:
+def _keep(draft: Path, sha256: str, path: Path) -> None:
+    with draft.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        draft.unlink()
         raise FedotaError("unavailable", "The coordinator's model came damaged; it is fetched again.")
-    draft = path.with_suffix(".new")
-    draft.write_bytes(body)
     draft.replace(path)
 
 

@@ -2,10 +2,14 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import islice
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 MOST_WAITING: Final = 10_000
+_NO_QUOTAS: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 class Waiting(NamedTuple):
@@ -21,17 +25,40 @@ class Pool:
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
         self._waiters: dict[Waiting, asyncio.Future[str | None]] = {}
+        self._kept: dict[Waiting, str] = {}  # the cohort for which a waiter keeps an update
         self._came = asyncio.Event()
+        self._organizations: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._waiters)
 
-    async def wait(self, who: Waiting, seconds: float) -> str | None:
-        """The ticket of a client that was selected; None when it was not, for so long or because nobody will be."""
+    @property
+    def organizations(self) -> dict[str, int]:
+        """How many wait, by their organization."""
+        return dict(self._organizations)
+
+    def _put(self, who: Waiting, waiter: "asyncio.Future[str | None]") -> None:
+        if who not in self._waiters:
+            self._organizations[who.organization] += 1
+        self._waiters[who] = waiter
+
+    def _take(self, who: Waiting) -> "asyncio.Future[str | None]":
+        self._organizations[who.organization] -= 1
+        if not self._organizations[who.organization]:
+            del self._organizations[who.organization]
+        self._kept.pop(who, None)
+        return self._waiters.pop(who)
+
+    async def wait(self, who: Waiting, seconds: float, kept: str = "") -> str | None:
+        """The ticket of a client that was selected; None when it was not, for so long or because nobody will be.
+
+        Who keeps an update for a cohort is not selected for it again: both would count.
+        """
         if (before := self._waiters.get(who)) is not None and not before.done():
             before.set_result(None)  # it came again: its earlier connection is worth nothing
         waiter: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
-        self._waiters[who] = waiter
+        self._put(who, waiter)
+        self._kept[who] = kept
         self._came.set()
         self._changed()
         try:
@@ -41,32 +68,61 @@ class Pool:
             return waiter.result() if waiter.done() and not waiter.cancelled() else None
         finally:
             if self._waiters.get(who) is waiter:
-                del self._waiters[who]
+                self._take(who)
                 self._changed()
 
-    async def gathered(self, count: int, seconds: float) -> None:
+    async def gathered(self, count: int, seconds: float, quotas: Mapping[str, int] = _NO_QUOTAS) -> None:
         """Return when so many wait, or after so many seconds: clients come again between two long polls."""
         deadline = asyncio.get_running_loop().time() + seconds
-        while len(self._waiters) < count and (left := deadline - asyncio.get_running_loop().time()) > 0:
+        while self._available(quotas) < count and (left := deadline - asyncio.get_running_loop().time()) > 0:
             self._came.clear()
             try:
                 await asyncio.wait_for(self._came.wait(), left)
             except TimeoutError:
                 return
 
-    def select(self, count: int, ticket: Callable[[Waiting], str]) -> int:
-        """Pick so many of those who wait, at random, and give each a ticket; how many there were."""
-        there = [who for who, waiter in self._waiters.items() if not waiter.done()]
-        chosen = random.sample(there, min(count, len(there)))
+    def _available(self, quotas: Mapping[str, int]) -> int:
+        if not quotas:
+            return len(self._waiters)
+        return sum(min(quota, self._organizations[name]) for name, quota in quotas.items())
+
+    def select(
+        self,
+        count: int,
+        ticket: Callable[[Waiting], str],
+        quotas: Mapping[str, int] = _NO_QUOTAS,
+        cohort: str = "",
+    ) -> int:
+        """Pick so many of those who wait for this cohort, at random, and give each a ticket; how many there were.
+
+        Where there are quotas, no more of an organization than its own, and none of one that has none.
+        """
+        there = [
+            who
+            for who, waiter in self._waiters.items()
+            if not waiter.done() and not (cohort and self._kept.get(who) == cohort)
+        ]
+        chosen = list(islice(_within(quotas, random.sample(there, len(there))), count))
         for who in chosen:
-            self._waiters.pop(who).set_result(ticket(who))
+            self._take(who).set_result(ticket(who))
         self._changed()
         return len(chosen)
 
     def dismiss(self, organizations: Collection[str] | None = None) -> None:
         """Answer everybody, or those of some organizations: there is nothing for them to wait for."""
         for who in [who for who in self._waiters if organizations is None or who.organization in organizations]:
-            waiter = self._waiters.pop(who)
+            waiter = self._take(who)
             if not waiter.done():
                 waiter.set_result(None)
         self._changed()
+
+
+def _within(quotas: Mapping[str, int], people: Iterable[Waiting]) -> Iterator[Waiting]:
+    """Those of them, in order, that their organizations' quotas let through."""
+    left = dict(quotas)
+    for who in people:
+        if not quotas:
+            yield who
+        elif left.get(who.organization):
+            left[who.organization] -= 1
+            yield who

@@ -4,6 +4,7 @@ import asyncio
 import random
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -16,7 +17,6 @@ from fedota.errors import FedotaError
 from fedota.events import uuid7
 from fedota.process import Service
 from fedota.runtime.protocol import (
-    HEADER_SLACK,
     CheckedIn,
     Claim,
     ComeBack,
@@ -29,19 +29,20 @@ from fedota.runtime.protocol import (
     Told,
     Work,
 )
-from fedota.runtime.selector.buffers import Buffers
 from fedota.runtime.selector.cohort import Cohort
 from fedota.runtime.selector.link import Link
+from fedota.runtime.selector.pace import Pace
 from fedota.runtime.selector.pool import MOST_WAITING, Pool, Waiting
+from fedota.runtime.selector.spool import Spool
 from fedota.runtime.tensors import Layout, read_layout
 from fedota.runtime.tickets import Ticket, Tickets
 
 _HEARTBEAT: Final = 5.0  # seconds; a third of the silence after which the coordinator gives a selector up
 _GATHERING: Final = 2.0  # seconds that a selection waits for clients between two long polls
-_HOLD: Final = 25.0  # seconds of a client's long poll: below what proxies commonly allow
-_SOON: Final = 1.0
-_FULL: Final = 30.0
 _LONGEST_DELAY: Final = 2.0
+_REMEMBERED: Final = 256  # cohorts; more often in a row no coordinator begins one attempt anew
+_MANY: Final = 100  # organizations; what is told of so many takes its time to make and to read
+_PAUSE: Final = 2e-5  # seconds for each of them until more is told
 _log = structlog.get_logger(__name__)
 
 
@@ -52,19 +53,23 @@ class Selecting:
         self.life = uuid7().hex
         self.tickets = Tickets(settings.key, settings.problem_id, settings.run)
         self.pool = Pool(self.changed)
+        self.pace = Pace(random.Random())  # noqa: S311 - only spreads the requests
         self.cohort: Cohort | None = None
-        self.buffers: Buffers | None = None
+        self.spool: Spool | None = None
         self.connected = False
         self._closing = False
         self._settings = settings
-        self._link = Link(settings.coordinator, settings.key, settings.name, self.life)
+        authority = settings.coordinator_authority
+        self._link = Link(settings.coordinator, settings.key, settings.name, self.life, authority)
         self._models = directory / "models"
         self._layouts: dict[str, Layout] = {}
         self._orders: Orders | None = None
         self._ordered = asyncio.Event()
         self._changed = asyncio.Event()
+        self._told = 0  # messages
         self._accepted_last: frozenset[str] = frozenset()  # tickets of the cohort before
         self._last = ""
+        self._begun: deque[str] = deque(maxlen=_REMEMBERED)  # cohorts
 
     @asynccontextmanager
     async def running(self, service: Service) -> AsyncIterator[None]:
@@ -104,12 +109,22 @@ class Selecting:
         while True:
             self._changed.clear()
             held = self.cohort.held() if self.cohort else None
-            told = Told(name=self._settings.name, life=self.life, waiting=len(self.pool), held=held)
+            self._told += 1
+            told = Told(
+                name=self._settings.name,
+                life=self.life,
+                number=self._told,
+                waiting=len(self.pool),
+                organizations=self.pool.organizations,
+                held=held,
+            )
             try:
                 await self._link.tell(told)
             except FedotaError:
                 await asyncio.sleep(random.uniform(0.1, 0.3))  # noqa: S311 - only spreads the attempts
                 continue
+            if (size := len(told.organizations) + (len(held.contributions) if held else 0)) > _MANY:
+                await asyncio.sleep(size * _PAUSE)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), _HEARTBEAT)
 
@@ -133,7 +148,7 @@ class Selecting:
         if orders.life != self.life:
             return  # to whom we were
         if orders.lost:
-            self._begin_again()
+            self.begin_again()
             return
         if orders.finished is not None:
             self._drop()
@@ -149,11 +164,12 @@ class Selecting:
         if not self._ordered.is_set():  # nothing newer is to be done: be ready for what comes next
             await self._have(orders.model)
 
-    def _begin_again(self) -> None:
+    def begin_again(self) -> None:
         """We were taken for dead, and are not: clients may send us again what does not count any more."""
         _log.warning("the coordinator had given this selector up; it begins again", life=self.life)
         self._drop()
         self.life = self._link.life = uuid7().hex
+        self.pool.dismiss()  # who keeps an update must not wait for the end of its poll to hear that it is needed
         self.changed()
 
     def _drop(self) -> None:
@@ -161,7 +177,9 @@ class Selecting:
             return
         self._last, self._accepted_last = self.cohort.id, frozenset(self.cohort.accepted)
         self.cohort.closed = True
+        self.cohort.uploads.close()
         self.cohort = None
+        self.pace.round_ended()
         self.changed()
 
     async def _begin(self, work: Work) -> None:
@@ -169,13 +187,17 @@ class Selecting:
         if self._ordered.is_set():
             return  # that took a while, and there are newer orders: these are not worth a ticket any more
         self._drop()
-        size = layout.size + HEADER_SLACK
-        if self.buffers is None or self.buffers.size != size:
-            self.buffers = Buffers(size)
-        self.cohort = cohort = Cohort(work, layout)
-        if not work.collect and work.share:
-            await self.pool.gathered(work.share, _GATHERING)
-        cohort.selected = self.pool.select(0 if work.collect else work.share, self._issue)
+        if self.spool is None or self.spool.model != layout.size:
+            self.spool = Spool(layout.size, self._models)
+        self.cohort = cohort = Cohort(work, layout, self.model_file(work.base.sha256))
+        # Nobody is selected when it is too late, nor a second time for a cohort that was dropped and is taken up again.
+        share = 0 if work.collect or work.cohort in self._begun else work.share
+        self._begun.append(work.cohort)
+        if share:
+            await self.pool.gathered(share, _GATHERING, work.quotas)
+        now = time.monotonic()
+        self.pace.round_began(now, now + work.deadline - time.time())
+        cohort.selected = self.pool.select(share, self._issue, work.quotas, work.cohort)
         self.changed()
 
     def _issue(self, who: Waiting) -> str:
@@ -190,6 +212,7 @@ class Selecting:
             cohort=work.cohort,
             selector=self._settings.name,
             life=self.life,
+            issued=time.time(),
         )
         signed = self.tickets.sign(ticket)
         self.cohort.issued[who] = signed
@@ -209,7 +232,7 @@ class Selecting:
         async with cohort.lock:  # an update that is being added is in the sum when it is handed over
             if cohort.accepted:
                 try:
-                    await self._link.hand_over(cohort.meta(self.life), cohort.numbers)
+                    await self._link.hand_over(cohort.meta(self.life, work.collect), cohort.numbers)
                 except FedotaError as error:
                     if error.problem.code not in ("round_over", "conflict"):
                         raise
@@ -250,23 +273,26 @@ class Selecting:
         """Hold a client until there is something for it to do. `ticket` is of the update that it still keeps."""
         if ticket is not None and (answer := await self._unsettled(ticket)) is not None:
             return answer
-        if (signed := self._again(who)) is None and not self._finished and not self._closing:
+        if (signed := self._again(who, ticket)) is None and not self._finished and not self._closing:
             if len(self.pool) >= MOST_WAITING:
-                return ComeBack(seconds=_FULL * random.uniform(0.5, 1.5), update=self._fate(ticket))  # noqa: S311
-            signed = await self.pool.wait(who, _HOLD)
+                return ComeBack(seconds=self.pace.later(time.monotonic()), update=self._fate(ticket))
+            signed = await self.pool.wait(who, self.pace.hold(), ticket.cohort if ticket else "")
         self.require_participation(who.organization)
         if signed is not None and (selected := self._selected(signed, self._fate(ticket))) is not None:
             return selected
         if self._finished:
             return Finished(reason=self._finished, update=self._fate(ticket))
-        return ComeBack(seconds=_SOON if self._closing else 0, update=self._fate(ticket))
+        return ComeBack(seconds=self._soon() if self._closing else 0, update=self._fate(ticket))
 
     @property
     def _finished(self) -> str:
         return (self._orders.finished or "") if self._orders else ""
 
-    def _again(self, who: Waiting) -> str | None:
-        return self.cohort.unused_ticket(who) if self.cohort else None
+    def _again(self, who: Waiting, kept: Ticket | None) -> str | None:
+        """The ticket that a client may not have heard of; who keeps another selector's for this cohort needs none."""
+        if self.cohort is None or (kept is not None and kept.cohort == self.cohort.id):
+            return None
+        return self.cohort.unused_ticket(who)
 
     def _selected(self, signed: str, fate: Fate) -> Selected | None:
         cohort = self.cohort
@@ -290,7 +316,7 @@ class Selecting:
         if self.cohort is not None and self.cohort.id == ticket.cohort:
             return "pending"
         orders = self._orders
-        if orders is None or orders.settling:
+        if orders is None or orders.settling or orders.life != self.life:  # said to whom we were
             return "pending"
         if orders.work is not None and orders.work.cohort == ticket.cohort:
             return "pending"
@@ -303,8 +329,11 @@ class Selecting:
         """What to do about an update that the client keeps and that is not in our sum."""
         cohort = self.cohort
         if cohort is None or cohort.id != ticket.cohort:
-            return ComeBack(seconds=_SOON, update="pending") if self._fate(ticket) == "pending" else None
-        if ticket.id in cohort.accepted or ticket.id in cohort.receiving or cohort.closed:
+            return ComeBack(seconds=self._soon(), update="pending") if self._fate(ticket) == "pending" else None
+        upload = cohort.uploads.receiving.get(ticket.id)
+        if upload is not None and not await upload.gives_way():
+            return None
+        if ticket.id in cohort.accepted or cohort.closed:
             return None
         if ticket.life == self.life or ticket.id in cohort.claimed:
             return SendAgain()
@@ -312,8 +341,11 @@ class Selecting:
             case "granted":
                 return SendAgain()
             case "wait":
-                return ComeBack(seconds=_SOON, update="pending")
+                return ComeBack(seconds=self._soon(), update="pending")
         return None
+
+    def _soon(self) -> float:
+        return self.pace.soon(time.monotonic())
 
     async def claim(self, cohort: Cohort, ticket: Ticket) -> str:
         """Ask for the right to accept the update of a ticket that we did not give out."""
