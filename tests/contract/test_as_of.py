@@ -60,5 +60,6 @@ async def test_the_gateways_tables(relayed: Ground) -> None:
                 "participations": 1,
                 "infrastructure": 0,
                 "rounds": 0,
+                "contributions": 0,
                 "feed": 3,
             }

@@ -76,6 +76,7 @@ async def test_the_story_is_true_in_every_store(played: Played, fedota: Command)
     async with Api.open(result["gateway_url"], read_tokens(played.path)["operator"]) as api:
         events = await api.events(problem_id)
         problem, rounds = await api.problem(problem_id), await api.rounds(problem_id)
+        contributions = await api.contributions(problem_id)
     _check_accuracy(result["accuracy"])
     _check_order(events)
     _check_rounds(result, [event.data for event in events if isinstance(event.data, RoundUpdated)])
@@ -84,6 +85,7 @@ async def test_the_story_is_true_in_every_store(played: Played, fedota: Command)
     assert problem["infrastructure"]["state"] == "stopped"
     assert [row["stage"] for row in rounds] == ["completed"] * 12
     _check_objects(played)
+    _check_contributions(played, contributions)
     await _check_replay(played)
     _check_audit(fedota.run("audit", "verify", "--data-dir", str(played.path)))
 
@@ -126,6 +128,19 @@ def _check_rounds(result: dict[str, Any], updates: list[RoundUpdated]) -> None:
     assert ends[-1].final and not any(update.final for update in ends[:-1])
 
 
+def _check_contributions(played: Played, contributions: list[dict[str, Any]]) -> None:
+    """Each hospital gave each round one update; what is said of it beside the checkpoints is the same."""
+    assert [(row["round"], row["organization"], row["updates"], row["refusals"]) for row in contributions] == [
+        (number, name, 1, {}) for number in range(1, 13) for name in HOSPITALS
+    ]
+    assert all(row["size"] > 0 and row["seconds"] > 0 for row in contributions)
+    for first in range(0, len(contributions), len(HOSPITALS)):
+        assert sum(row["share"] for row in contributions[first : first + len(HOSPITALS)]) == pytest.approx(1)
+    manifests = [json.loads(body) for key, body in played.objects().items() if "/checkpoints/" in key and "json" in key]
+    told = [one for manifest in sorted(manifests, key=lambda one: one["round"]) for one in manifest["contributions"]]
+    assert told == [{name: row[name] for name in told[0]} for row in contributions]
+
+
 def _check_objects(played: Played) -> None:
     """Nothing but the setter's files, the checkpoints and their manifests: no update of a single client."""
     objects, prefix = played.objects(), f"problems/{played.problem_id}"
@@ -151,6 +166,7 @@ async def _check_replay(played: Played) -> None:
             "participations": 3,
             "infrastructure": 1,
             "rounds": 12,
+            "contributions": 36,
             "feed": 0,
         }
         head = await connection.fetchval("select position from fedota.head")
@@ -225,3 +241,15 @@ def test_a_place_with_a_long_name_is_no_obstacle(fedota: Command) -> None:
     path = fedota.directory / ("long name " * 12) / "data"
     assert fedota.run("up", "--data-dir", str(path)).returncode == 0
     assert fedota.run("down", "--data-dir", str(path)).returncode == 0
+
+
+def test_hospitals_reach_selectors_by_tls_when_that_is_asked_for(
+    fedota: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they always do on other machines: by the authority that came with their kits."""
+    monkeypatch.setenv("FEDOTA_SELECTORS_TLS", "true")
+    output = fedota.run("demo", "--json")
+    assert output.returncode == 0, output.stderr
+    assert output.stderr.count("https://127.0.0.1:") == 2
+    assert json.loads(output.stdout)["rounds"][-1]["participants"] == HOSPITALS
+    fedota.wait_until_nothing_is_left()

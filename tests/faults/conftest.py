@@ -10,8 +10,9 @@ from typing import Final
 import pytest
 
 from tests.contract.conftest import ground
+from tests.integration.runtime.conftest import world
 
-__all__ = ["chance", "faults", "ground", "one_of_each", "seed"]
+__all__ = ["chance", "faults", "ground", "one_of_each", "seed", "world"]
 
 SEED: Final = "FEDOTA_FAULTS_SEED"
 COUNT: Final = "FEDOTA_FAULTS"

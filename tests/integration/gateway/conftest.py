@@ -28,7 +28,7 @@ from fedota.events.problems import (
     ProblemStarted,
     ProblemStopped,
 )
-from fedota.events.rounds import Checkpoint, RoundUpdated
+from fedota.events.rounds import Checkpoint, Contribution, RoundUpdated
 from fedota.events.storage import FilesStored, StoredFile
 from fedota.kernel.database import Pool
 from fedota.kernel.event_log import Append, Context
@@ -45,6 +45,11 @@ TOKENS = {name: f"fdt_{name}_made_up" for name in ("setter", "organization", "op
 PLAN = Plan(rounds=3, goal_count=2)
 MODEL = ModelFile(key="k/model.safetensors", sha256="a" * 64, size=10)
 STAGES = ("selection", "configuration", "reporting", "completed")
+GIVEN = [
+    Contribution(organization="Clinic A", updates=1, examples=300, size=4000, seconds=1.5, clipped=1),
+    Contribution(organization="Clinic B", updates=1, examples=100, size=4000, seconds=2.5),
+    Contribution(organization="Clinic C", refusals={"update_not_finite": 2}),
+]
 
 
 class Stage:
@@ -77,6 +82,7 @@ class Stage:
             "backend": "processes",
             "coordinator": "http://c",
             "selectors": ["http://s0"],
+            "authority": "PEM",
         }
         file = StoredFile(name="model.safetensors", role="model", key=MODEL.key, sha256=MODEL.sha256, size=MODEL.size)
         return [
@@ -102,7 +108,9 @@ class Stage:
             goal_count=2,
             minimum_count=2,
             reported=2 if done else 0,
-            participants=["Clinic A"] if done else [],
+            participants=["Clinic A", "Clinic B"] if done else [],
+            examples=400 if done else 0,
+            contributions=GIVEN if done else [],
             metrics={"loss": 1 / number} if done else {},
             checkpoint=Checkpoint(key=f"k/{number}.safetensors", sha256="b" * 64, size=9) if done else None,
             reason=f"{stage}, said in words",
@@ -153,7 +161,8 @@ class Stage:
         pool = self.pool
         names = PROJECTION.names
         return {
-            name: [tuple(row) for row in await pool.fetch(f"select * from {name} order by 1, 2, 3")] for name in names
+            name: [tuple(row) for row in await pool.fetch(f"select * from {name} order by 1, 2, 3, 4, 5")]
+            for name in names
         }
 
     @asynccontextmanager

@@ -294,6 +294,7 @@ async def test_the_join_kit_waits_for_approval_and_infrastructure(platform: Any)
                 "token": "a.b.c",
                 "selectors": ["http://s0"],
                 "expires": 2_000_000_000,
+                "authority": "PEM",
             },
         )
         assert (await kit(who=clinic))[0] == 200
@@ -390,8 +391,8 @@ async def test_a_rebuild_gives_the_same_rows(platform: Any) -> None:
     projector = platform.projector
     await projector.catch_up()
     before = await platform.rows()
-    assert await verify(PROJECTION, projector._pool, projector._log) == (19, [])
-    assert await rebuild(PROJECTION, projector._pool, projector._log) == 19
+    assert await verify(PROJECTION, projector._pool, projector._log) == (22, [])
+    assert await rebuild(PROJECTION, projector._pool, projector._log) == 22
     assert await platform.rows() == before
     assert {name: len(rows) for name, rows in before.items()} == {
         "problems": 1,
@@ -399,5 +400,6 @@ async def test_a_rebuild_gives_the_same_rows(platform: Any) -> None:
         "participations": 1,
         "infrastructure": 2,
         "rounds": 1,
+        "contributions": 3,
         "feed": 13,
     }

@@ -156,9 +156,28 @@ async def test_a_problem_is_published_on_the_page(platform: Any, browser: Any) -
         await page.fill("[name=name]", "Tumours")
         for field in ("description", "data_format", "client_image"):
             await page.fill(f"[name={field}]", "words")
+        await page.fill("[name='plan.clients_per_organization']", "2")
+        await page.fill("[name='plan.clip_norm']", "0.25")
         await page.click("text=Publish >> nth=-1")
         await until_shown(page, "heading", "Tumours")
         assert (await page.title()).startswith("Tumours")
+        await until_shown(page, "about", "2 clients of an organization · norm 0.25 of an update")
+    plan = platform.requests[-1][1].plan
+    assert (plan.clients_per_organization, plan.examples_per_update, plan.clip_norm) == (2, None, 0.25)
+
+
+async def test_contributions_appear_when_an_attempt_ends(platform: Any, browser: Any) -> None:
+    """By themselves, and to an organization none but its own."""
+    problem_id = str(uuid4())
+    story = platform.story(problem_id)
+    await platform.record(*story[:-1])
+    for name, rows in (("setter", 3), ("clinic", 1)):
+        async with signed_in(browser, platform, name, f"/problems/{problem_id}") as page:
+            if name == "setter":
+                assert await page.locator("[data-part=contributions]").is_hidden()
+                await platform.record(story[-1])
+            await until_shown(page, "contributions", "75.0 %")
+            assert await page.locator("[data-part=contributions] tbody tr").count() == rows
 
 
 async def test_an_ended_session_leads_to_signing_in(platform: Any, browser: Any) -> None:

@@ -9,7 +9,14 @@ import nats
 from nats.aio.client import Client
 
 from fedota.contracts import subjects
-from fedota.contracts.runtime import Report, Reported, Resume, ResumeRequest
+from fedota.contracts.runtime import (
+    Report,
+    Reported,
+    Resume,
+    ResumeRequest,
+    RevokedOrganizations,
+    RevokedRequest,
+)
 from fedota.errors import FedotaError, Problem
 from fedota.events import to_json
 from fedota.events.rounds import RoundUpdated
@@ -61,6 +68,11 @@ class Coordinator:
         """Say how the round is, and hear what is new."""
         answer = await self.ask("report", to_json(Report(update=update)), timeout)
         return msgspec.json.decode(answer, type=Reported)
+
+    async def revoked(self) -> list[str]:
+        """Ask of whom nothing counts any more."""
+        answer = await self.ask("revoked", to_json(RevokedRequest()))
+        return msgspec.json.decode(answer, type=RevokedOrganizations).revoked
 
     async def resume(self, run: int = 1) -> Resume:
         """Ask where to go on."""

@@ -194,14 +194,16 @@ async def test_a_report_that_no_event_could_carry(served: World) -> None:
 
 
 async def test_a_coordinator_hears_of_an_organization_that_was_revoked(served: World) -> None:
-    """With its next report, and when it comes back; what had been summed by then is recorded as it happened."""
+    """With its next report, when it asks, and when it comes back; what had been summed is recorded as it happened."""
     problem_id = await served.start()
     reports = training(problem_id)
     async with served.coordinator(problem_id) as coordinator:
         for update in reports[:3]:
             assert (await coordinator.reported(update)).revoked == []
+        assert await coordinator.revoked() == []
         await served.platform.record(ParticipationRevoked(problem_id=problem_id, organization=CLINIC, reason="left"))
         await until(lambda: _is_told(coordinator), "a coordinator is told")
+        assert await coordinator.revoked() == [CLINIC]
         assert (await coordinator.reported(reports[3])).revoked == [CLINIC]
 
 

@@ -39,6 +39,7 @@ from fedota.contracts.runtime import (
     Reported,
     Resume,
     ResumeRequest,
+    RevokedOrganizations,
     SelectorSettings,
 )
 from fedota.errors import FedotaError
@@ -171,6 +172,9 @@ class Platform:
     def _resume(self, data: bytes) -> Resume:
         self.resumed += 1
         return rounds.resume(self.state, msgspec.json.decode(data, type=ResumeRequest).run, self.reports[::-1])
+
+    def _revoked(self, _: bytes) -> RevokedOrganizations:
+        return RevokedOrganizations(revoked=self.state.revoked)
 
     def _presign(self, data: bytes) -> Presigned:
         wanted = msgspec.json.decode(data, type=PresignRequest)
@@ -354,7 +358,7 @@ async def world(servers: Any, tmp_path: Path) -> AsyncIterator[World]:
     ):
         made = World(tmp_path, servers.nats_url, credentials, store, problem_id)
         services = []
-        for process, verbs in (("rounds", ("report", "resume")), ("storage", ("presign",))):
+        for process, verbs in (("rounds", ("report", "resume", "revoked")), ("storage", ("presign",))):
             connection = await nats.connect(servers.nats_url, user_credentials=str(servers.nats_keys[process]))
             services.append(connection)
             for verb in verbs:

@@ -222,3 +222,20 @@ async def test_a_coordinator_that_stands_still_gives_nobody_up(world: World, tmp
         await until(lambda: world.platform.final)
     assert_trained(world, 1, *clients)
     assert all("begins again" not in selector.log() for selector in world.selectors)
+
+
+async def test_a_coordinator_killed_before_a_selector_had_begun(world: World, tmp_path: Path) -> None:
+    """Its share of the round is not lost: it selects its clients once it hears of it, in the same attempt."""
+    await world.launch(plan(rounds=1), model())
+    clients = [Participant(number, free=True) for number in (1, 2, 3)]
+    first, second = world.selectors
+    async with running(clients[2].run(world.kit("org 3", second), tmp_path)):
+        await until(lambda: world.platform.reports[-1].waiting == 1)
+        second.process.send_signal(signal.SIGSTOP)
+        async with running(*(one.run(world.kit(one.organization, first), tmp_path) for one in clients[:2])):
+            await until(lambda: all(one.said("the update has arrived") for one in clients[:2]))
+            await world.coordinator.kill()
+            second.process.send_signal(signal.SIGCONT)
+            await world.coordinator.start()
+            await until(lambda: world.platform.final)
+    assert_trained(world, 1, *clients)

@@ -31,6 +31,14 @@ def kit(expires: float, *selectors: str) -> bytes:
         (kit(time.time() - 1, "http://127.0.0.1:9"), "The join kit has expired"),
         (kit(time.time() + 86_400), "names no selector"),
         (kit(time.time() + 86_400, "http://127.0.0.1:9"), "No selector answered for"),
+        (
+            kit(time.time() + 86_400, "https://127.0.0.1:9", "http://10.0.0.1:9"),
+            "selector http://10.0.0.1:9, which is not",
+        ),
+        (kit(time.time() + 86_400, "http://127.0.0.1@evil.test:9"), "Nothing is sent in plain text to another machine"),
+        (kit(time.time() + 86_400, "http://localhost.evil.test:9"), "is not an https:// address"),
+        (kit(time.time() + 86_400, "ftp://127.0.0.1"), "is not an https:// address"),
+        (kit(time.time() + 86_400, "http://[::1:9"), "is not an https:// address"),
     ],
 )
 def test_what_cannot_work_ends_with_a_sentence(tmp_path: Path, content: bytes | None, said: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from fedota import events
 from fedota.events import CATALOGUE, Event, EventData, EventType, UnknownEventError, decode, decoder, encode, to_json
 from fedota.events.problems import ProblemCreated
+from fedota.events.rounds import RoundUpdated
 from tests.unit.kernel.test_events import record
 
 _EXAMPLES = Path(__file__).parents[2] / "examples" / "events"
@@ -85,7 +86,14 @@ def test_no_example_is_of_a_version_that_there_is_not() -> None:
 
 def test_there_is_history() -> None:
     """Of a type that has changed, the old version is not forgotten."""
-    assert _OLD == [("ProblemCreated", 1)]
+    assert _OLD == [
+        ("ProblemCreated", 1),
+        ("ProblemCreated", 2),
+        ("ProblemRevised", 1),
+        ("ProblemStarted", 1),
+        ("InfraSpawned", 1),
+        ("RoundUpdated", 1),
+    ]
 
 
 def test_a_problem_created_before_its_setter_was_the_actor() -> None:
@@ -93,6 +101,23 @@ def test_a_problem_created_before_its_setter_was_the_actor() -> None:
     old, new = (decoder("ProblemCreated", version)(example("ProblemCreated", version)) for version in (1, 2))
     assert isinstance(old, ProblemCreated) and old == new
     assert "setter" in json.loads(example("ProblemCreated", 1))
+
+
+@pytest.mark.parametrize(("type_", "version"), [("ProblemCreated", 2), ("ProblemRevised", 1), ("ProblemStarted", 1)])
+def test_a_plan_from_before_the_caps_caps_nothing(type_: str, version: int) -> None:
+    """A run that was started under it goes on as it was agreed on."""
+    plan = decoder(type_, version)(example(type_, version)).plan  # type: ignore[attr-defined]
+    assert (plan.clients_per_organization, plan.examples_per_update, plan.clip_norm) == (None, None, None)
+    newest = decoder(type_, CATALOGUE[type_].schema)(example(type_, CATALOGUE[type_].schema)).plan  # type: ignore[attr-defined]
+    assert None not in (newest.clients_per_organization, newest.examples_per_update, newest.clip_norm)
+
+
+def test_a_round_from_before_contributions_tells_none() -> None:
+    """Nobody's contribution is made up from what was recorded without it."""
+    old, new = (decoder("RoundUpdated", version)(example("RoundUpdated", version)) for version in (1, 2))
+    assert isinstance(old, RoundUpdated) and isinstance(new, RoundUpdated)
+    assert old.contributions == [] and new.contributions
+    assert msgspec.structs.replace(new, contributions=[]) == old
 
 
 def test_steps_follow_on_each_other(grown: str) -> None:
@@ -117,7 +142,7 @@ def test_an_event_says_which_version_was_recorded() -> None:
     assert msgspec.json.decode(encode(row))["data"]["setter"] == "setter"
 
 
-@pytest.mark.parametrize(("type_", "version"), [("ProblemCreated", 0), ("ProblemCreated", 3), ("Unheard", 1)])
+@pytest.mark.parametrize(("type_", "version"), [("ProblemCreated", 0), ("ProblemCreated", 4), ("Unheard", 1)])
 def test_the_unknown_is_refused(type_: str, version: int) -> None:
     """A type or version from the future, or from nowhere, stops a reader instead of being skipped."""
     with pytest.raises(UnknownEventError, match=f"{type_} schema version {version}"):
@@ -125,7 +150,7 @@ def test_the_unknown_is_refused(type_: str, version: int) -> None:
 
 
 @pytest.mark.parametrize("data", [b"[]", b"{}", b'{"problem_id": "p", "name": 1}', b"{"])
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_what_is_no_such_data_is_not_read(version: int, data: bytes) -> None:
     """Old data is checked as strictly as new data."""
     with pytest.raises((msgspec.ValidationError, msgspec.DecodeError)):
@@ -134,5 +159,5 @@ def test_what_is_no_such_data_is_not_read(version: int, data: bytes) -> None:
 
 def test_a_decoder_is_made_once() -> None:
     """Replay decodes a hundred thousand events a second: nothing is built for each."""
-    assert decoder("RoundUpdated", 1) is decoder("RoundUpdated", 1)
+    assert decoder("RoundUpdated", 2) is decoder("RoundUpdated", 2)
     assert decoder("ProblemCreated", 1) is decoder("ProblemCreated", 1)

@@ -30,6 +30,7 @@ fetch_kit                 no     yes          no
 read_infrastructure       yes    yes          yes
 read_infrastructure_log   yes    no           yes
 read_rounds               yes    yes          yes
+read_contributions        yes    yes          yes
 read_model                yes    no           yes
 read_events               yes    yes          yes
 read_metrics              no     no           yes

@@ -10,8 +10,8 @@ import pytest
 from fedota.events import CATALOGUE, Event, EventData, storage
 from fedota.events import orchestrator as infra
 from fedota.events import problems as p
-from fedota.events.rounds import Checkpoint, Refusal, RoundUpdated
-from fedota.kernel.tables import Add, Drop, Put, Set
+from fedota.events.rounds import Checkpoint, Contribution, Refusal, RoundUpdated
+from fedota.kernel.tables import Add, Change, Drop, Put, Set
 from fedota.words import sentence
 from gateway.projection import PROJECTION, changes
 
@@ -41,11 +41,11 @@ def event(data: EventData) -> Event:
     )
 
 
-def state(data: EventData) -> list[Put | Set | Drop]:
+def state(data: EventData) -> list[Change]:
     """What it changes besides the feed."""
     *found, feed = changes(event(data))
     assert isinstance(feed, Add) and feed.table == "feed"
-    return [change for change in found if not isinstance(change, Add)]
+    return found
 
 
 def test_a_problem_is_a_draft_at_first() -> None:
@@ -116,7 +116,7 @@ def test_files() -> None:
 
 def test_infrastructure_starts_clean() -> None:
     """A launch forgets what an earlier one of the same run left."""
-    drop, put = state(infra.InfraSpawned(**_RUN, backend="b", coordinator="c", selectors=["s"]))
+    drop, put = state(infra.InfraSpawned(**_RUN, backend="b", coordinator="c", selectors=["s"], authority="PEM"))
     assert drop == Drop("infrastructure", {**_KEY, "run": 2})
     assert put == Put(
         "infrastructure",
@@ -128,6 +128,7 @@ def test_infrastructure_starts_clean() -> None:
             "backend": "b",
             "coordinator": "c",
             "selectors": ["s"],
+            "authority": "PEM",
         },
         {"reason": "", "failure": "", "log": []},
     )
@@ -163,13 +164,13 @@ def test_infrastructure_keeps_what_an_event_does_not_speak_of(
     assert put.key == {**_KEY, "run": 2, "component": component}
     assert put.values == {**values, "namespace": "ns", "changed": _TIME}
     assert set(put.values) | set(put.defaults) == {
-        *("state", "namespace", "backend", "coordinator", "selectors"),
+        *("state", "namespace", "backend", "coordinator", "selectors", "authority"),
         *("reason", "failure", "log", "changed"),
     }
 
 
 def test_a_round_is_one_row_an_attempt() -> None:
-    """The row holds the newest report, whole."""
+    """The row holds the newest report, whole; each organization's contribution has a row of its own."""
     update = RoundUpdated(
         problem_id=_ID,
         run=2,
@@ -188,13 +189,24 @@ def test_a_round_is_one_row_an_attempt() -> None:
         metrics={"loss": 0.5},
         seconds=1.5,
         checkpoint=Checkpoint(key="k", sha256="b" * 64, size=1),
+        contributions=[
+            Contribution(organization="A", updates=2, examples=10, size=80, seconds=1.2, clipped=1),
+            Contribution(organization="B", refusals={"update_not_finite": 1}),
+        ],
         final=True,
         reason="2 of 2 reported",
     )
     values = msgspec.structs.asdict(update)
     key = {name: values.pop(name) for name in ("problem_id", "run", "round", "attempt")}
-    del values["report"]
-    assert state(update) == [Put("rounds", key, {**values, "changed": _TIME, "position": 7})]
+    del values["report"], values["contributions"]
+    nothing = {"updates": 0, "examples": 0, "size": 0, "seconds": 0.0, "clipped": 0}
+    of_a = {"organization": "A", "updates": 2, "examples": 10, "size": 80, "seconds": 1.2, "clipped": 1, "refusals": {}}
+    of_b = {"organization": "B", **nothing, "refusals": {"update_not_finite": 1}}
+    assert state(update) == [
+        Put("rounds", key, {**values, "changed": _TIME, "position": 7}),
+        Add("contributions", {**key, **of_a}),
+        Add("contributions", {**key, **of_b}),
+    ]
 
 
 def test_every_event_is_told_in_the_feed() -> None:
@@ -213,7 +225,7 @@ _LEFT_OUT = {  # fields that need no column, or have rows of their own
     "FilesStored": {"files"},
     "FilesRejected": {"files"},
     "FilesDeleted": {"names"},
-    "RoundUpdated": {"report"},
+    "RoundUpdated": {"report", "contributions"},
 }
 
 
@@ -223,16 +235,23 @@ def test_each_type_and_each_field_is_projected(name: str) -> None:
     kind = CATALOGUE[name].data
     found = state(some(kind))
     assert bool(found) == (name not in _ONLY_TOLD)
-    columns = {column for change in found for column in (*change.key, *getattr(change, "values", {}))}
+    columns = {column for change in found for column in _columns(change)}
     fields = {field.name for field in msgspec.structs.fields(kind)} - {"problem_id"}
     assert fields - columns == _LEFT_OUT.get(name, set())
 
 
-def test_each_field_of_a_file_is_a_column() -> None:
-    """What is stored of a file can be read."""
+def test_each_field_of_a_file_and_of_a_contribution_is_a_column() -> None:
+    """What is stored of a file, and told of an organization, can be read."""
     (put,) = state(some(storage.FilesStored))
-    assert isinstance(put, Put)
-    assert {*put.key, *put.values} - {"problem_id", "stored"} == set(storage.StoredFile.__struct_fields__)
+    assert _columns(put) - {"problem_id", "stored"} == set(storage.StoredFile.__struct_fields__)
+    told = msgspec.structs.replace(some(RoundUpdated), contributions=[Contribution(organization="A")])
+    _, add = state(told)
+    attempt = {"problem_id", "run", "round", "attempt"}
+    assert _columns(add) - attempt == set(Contribution.__struct_fields__)
+
+
+def _columns(change: Change) -> set[str]:
+    return set(change.row) if isinstance(change, Add) else {*change.key, *getattr(change, "values", {})}
 
 
 def some(kind: type[EventData]) -> EventData:

@@ -1,4 +1,4 @@
-"""An object store that stands elsewhere: where checkpoints go, and with whose keys."""
+"""What a local platform is told: a store elsewhere, with whose keys checkpoints go there, where clients come from."""
 
 from pathlib import Path
 
@@ -60,3 +60,11 @@ def test_half_of_a_key_is_refused() -> None:
 def test_without_a_store_elsewhere_there_is_nothing() -> None:
     """The embedded one is used."""
     assert load(External, AUDIT).s3_audit == {}
+
+
+def test_the_orchestrator_is_told_what_was_given_of_the_selectors() -> None:
+    """What was not is its own affair."""
+    assert load(External, {}).selectors == {}
+    told = {"FEDOTA_SELECTORS_HOST": "fl.hospital.test", "FEDOTA_SELECTORS_TLS": "true"}
+    assert load(External, told).selectors == {"selectors_host": "fl.hospital.test", "selectors_tls": True}
+    assert load(External, {"FEDOTA_SELECTORS_BIND": "10.0.0.1"}).selectors == {"selectors_bind": "10.0.0.1"}

@@ -19,7 +19,7 @@ from fedota.events.problems import (
     ProblemStarted,
     ProblemStopped,
 )
-from fedota.events.rounds import Checkpoint, Refusal, RoundUpdated
+from fedota.events.rounds import Checkpoint, Contribution, Refusal, RoundUpdated
 from services.rounds.domain import REPORT_BYTES, State, decide, evolve, resume
 from tests.support.events import recorded
 
@@ -56,6 +56,11 @@ def told(stage: Any, report: int = 1, round_: int = 1, attempt: int = 1, run: in
         fields["checkpoint"] = Checkpoint(key=key(f"{run}/{round_}-0.safetensors"), sha256="b" * 64, size=9)
         fields |= {"reported": 3, "selected": 4, "participants": ["Clinic A", "Clinic B"], "examples": 300}
     return RoundUpdated(**{**fields, **more})
+
+
+def gave(organization: str, updates: int = 0, examples: int = 0, **more: Any) -> Contribution:
+    """A contribution."""
+    return Contribution(organization=organization, updates=updates, examples=examples, **more)
 
 
 def after(*happened: EventData) -> State:
@@ -243,6 +248,64 @@ def test_refusals_may_name_anybody() -> None:
     """Whose update was not counted need not be a member."""
     refusal = Refusal(organization="Stranger", code="token_refused", detail="No.")
     assert judged(told("reporting", 4, refusals=[refusal]), *BEGUN, *FIRST) is None
+
+
+A: Final = gave("Clinic A", 2, 200, size=80, seconds=1.5, clipped=1, refusals={"update_not_finite": 3})
+B: Final = gave("Clinic B", 1, 100, size=40, seconds=2.5)
+CAPPED: Final = msgspec.structs.replace(PLAN, clients_per_organization=2, examples_per_update=100, clip_norm=1.0)
+BEGUN_CAPPED: Final = (*CLINICS, msgspec.structs.replace(STARTED, plan=CAPPED))
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        told("completed", 4, contributions=[A, B]),
+        told("completed", 4, contributions=[A]),  # of very many, some are left out
+        told("completed", 4, contributions=[A, B], participants=["Clinic B", "Clinic A"]),
+        told("abandoned", 4, contributions=[gave("Clinic B", refusals={"update_too_large": 1})]),
+        told("abandoned", 4, contributions=[B], participants=["Clinic B"], reported=1, examples=100),
+    ],
+)
+def test_contributions_that_can_be(update: RoundUpdated) -> None:
+    """Of all participants they come to the report's counts; of some to no more."""
+    assert judged(update, *BEGUN_CAPPED, *FIRST) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"stage": "reporting", "checkpoint": None, "contributions": [A, B]}, "only the end of an attempt does"),
+        ({"contributions": [A, A]}, "told twice"),
+        ({"contributions": [A, B, gave("Clinic C")]}, "Clinic C had no approved participation"),
+        ({"contributions": [A, gave("Clinic B", 2, 100)]}, "come to 4 updates, the report to 3"),
+        ({"contributions": [A, gave("Clinic B", 1, 99)]}, "come to 299 examples, the report to 300"),
+        ({"contributions": [gave("Clinic A", 2, 150), B]}, "come to 250 examples, the report to 300"),
+        ({"contributions": [A, B], "participants": ["Clinic A"]}, "Clinic B gave an update and is not among"),
+        ({"contributions": [gave("Clinic A", 3, 300)]}, "at most 2 clients of an organization"),
+        ({"contributions": [gave("Clinic A", 2, 201)]}, "at most 100"),
+        ({"contributions": [gave("Clinic A", 2, 1)]}, "2 updates cannot weigh 1 examples"),
+        ({"contributions": [gave("Clinic A", 0, 1)]}, "0 updates cannot weigh 1 examples"),
+        ({"contributions": [gave("Clinic A", -1, 0)]}, "updates is -1"),
+        ({"contributions": [gave("Clinic A", size=-1)]}, "size is -1"),
+        ({"contributions": [gave("Clinic A", size=2**53 + 1)]}, "size is 9007199254740993"),
+        ({"contributions": [gave("Clinic A", seconds=-0.5)]}, "no duration"),
+        ({"contributions": [gave("Clinic A", seconds=float("inf"))]}, "no duration"),
+        ({"contributions": [gave("Clinic A", 1, 1, clipped=2)]}, "2 of 1 updates cannot have been clipped"),
+        ({"contributions": [gave("Clinic A", refusals={"Not a code": 1})]}, "by error code"),
+        ({"contributions": [gave("Clinic A", refusals={"a" * 65: 1})]}, "by error code"),
+        ({"contributions": [gave("Clinic A", refusals={"a" * n: 1 for n in range(1, 66)})]}, "by error code"),
+        ({"contributions": [gave("Clinic A", refusals={"round_over": 0})]}, "between 1 and"),
+    ],
+)
+def test_contributions_that_cannot_be(changes: dict[str, Any], expected: str) -> None:
+    """They agree with the plan's caps, with the report and with themselves, or the report is refused."""
+    update = msgspec.structs.replace(told("completed", 4), **changes)
+    assert expected in refused(update, *BEGUN_CAPPED, *FIRST)
+
+
+def test_nothing_is_clipped_without_a_norm() -> None:
+    """A coordinator that changes updates against the plan is not believed."""
+    assert "the plan clips none" in refused(told("completed", 4, contributions=[A, B]), *BEGUN, *FIRST)
 
 
 def test_a_run_that_is_not_the_newest_ends_nothing() -> None:

@@ -1,5 +1,6 @@
 """Updates into a checkpoint."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,24 +14,28 @@ from fedota.errors import FedotaError
 from fedota.runtime.aggregation import (
     STRATEGIES,
     WeightedSum,
+    Weights,
     aggregate,
     checked,
     choose_strategy,
+    clipped,
     mean_metrics,
     not_finite,
+    step_norm,
     sum_size,
 )
+from fedota.runtime.places import Spooled, put, whole
 from fedota.runtime.tensors import Array, Layout, layout_of
 
-Weights = dict[str, Array]
+Tensors = dict[str, Array]
 
 
-def layout(weights: Weights) -> Layout:
+def layout(weights: Tensors) -> Layout:
     """The layout of these tensors."""
     return layout_of(memoryview(safetensors.numpy.save(weights)))
 
 
-def example() -> Weights:
+def example() -> Tensors:
     """A tensor of each kind."""
     return {
         "double": np.array([1.0, 2.0]),
@@ -41,24 +46,34 @@ def example() -> Weights:
     }
 
 
-def fedavg(weights: list[tuple[Weights, int]], *, partials: int = 1) -> Weights:
+def body(tensors: Tensors) -> memoryview:
+    """Tensors as they are sent."""
+    return memoryview(safetensors.numpy.save(tensors))
+
+
+def update(tensors: Tensors, like: Layout | None = None) -> Weights:
+    """An update in memory."""
+    return Weights(like or layout(tensors), whole(body(tensors)))
+
+
+def fedavg(weights: list[tuple[Tensors, int]], *, partials: int = 1) -> Tensors:
     """The updates aggregated over so many selectors."""
     like = layout(weights[0][0])
     sums = [WeightedSum(like) for _ in range(partials)]
-    for number, (update, examples) in enumerate(weights):
-        sums[number % partials].add(update, examples)
+    for number, (tensors, examples) in enumerate(weights):
+        sums[number % partials].add(update(tensors, like), examples)
     total = WeightedSum(like)
     for one in sums:
         if one.count:
-            total.merge(memoryview(bytes(one.numbers)), one.examples, one.count)
-    base = memoryview(safetensors.numpy.save(weights[0][0]))
-    result: Weights = safetensors.numpy.load(bytes(aggregate(choose_strategy("fedavg", {}), like, base, total)))
+            total.merge(whole(one.numbers), one.examples, one.count)
+    base = whole(body(weights[0][0]))
+    result: Tensors = safetensors.numpy.load(b"".join(aggregate(choose_strategy("fedavg", {}), like, base, total)))
     return result
 
 
 def test_the_weighted_mean() -> None:
     """Of floats in their own type; of counters the largest."""
-    first, second = example(), {name: (values * 3).astype(values.dtype) for name, values in example().items()}
+    first, second = example(), {name: np.array(values * 3, values.dtype) for name, values in example().items()}
     result = fedavg([(first, 1), (second, 3)])
     assert {name: values.dtype for name, values in result.items()} == {name: v.dtype for name, v in first.items()}
     np.testing.assert_allclose(result["double"], [2.5, 5.0])
@@ -71,9 +86,9 @@ def test_what_was_in_memory_before_does_not_show() -> None:
     """A sum's memory is not cleared: its first update is written over whatever was there."""
     like = layout(example())
     dirty = WeightedSum(like, memoryview(bytearray(b"\xff" * sum_size(like))))
-    dirty.add(example(), 2)
+    dirty.add(update(example()), 2)
     clean = WeightedSum(like, memoryview(bytearray(sum_size(like))))
-    clean.add(example(), 2)
+    clean.add(update(example()), 2)
     assert bytes(dirty.numbers) == bytes(clean.numbers)
 
 
@@ -90,7 +105,7 @@ def test_the_hierarchy_is_exact(drawn: list[tuple[Array, int, int]], partials: i
     shuffled = updates[:]
     chance.shuffle(shuffled)
     weights = [examples for _, examples in updates]
-    values = np.stack([update["w"] for update, _ in updates]).astype(np.float64)
+    values = np.stack([one["w"] for one, _ in updates]).astype(np.float64)
     expected = np.average(values, axis=0, weights=weights)
     scale = np.average(np.abs(values), axis=0, weights=weights)  # what cancels out cannot be told from nothing
     for result in (fedavg(updates), fedavg(shuffled, partials=partials)):
@@ -124,13 +139,17 @@ def test_a_checked_update_shares_the_bodys_memory() -> None:
     """It is not copied, and its tensors may come in another order than the model's."""
     like = layout(example())
     same = bytearray(safetensors.numpy.save(example()))
-    views = checked(like, memoryview(same))
-    assert views["single"].tolist() == [[1, 2], [3, 4]]
+    checked_ = checked(like, whole(memoryview(same)))
     single = next(tensor for tensor in like.tensors if tensor.name == "single")
+
+    def values(of: Weights) -> list[float]:
+        return [number for _, piece in of.pieces(single) for number in piece.tolist()]
+
+    assert values(checked_) == [1, 2, 3, 4]
     same[len(like.header) + single.start : len(like.header) + single.start + 4] = np.float32(9).tobytes()
-    assert views["single"].tolist() == [[9, 2], [3, 4]]
+    assert values(checked_) == [9, 2, 3, 4]
     other = safetensors.numpy.save(example(), metadata={"by": "another writer"})
-    assert checked(like, memoryview(other))["steps"].tolist() == [7]
+    assert values(checked(like, whole(memoryview(other)))) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -143,10 +162,10 @@ def test_a_checked_update_shares_the_bodys_memory() -> None:
         ({"double": np.array([1e300, 1.0])}, "update_not_finite"),
     ],
 )
-def test_an_update_that_differs_is_refused(changes: Weights, code: str) -> None:
+def test_an_update_that_differs_is_refused(changes: Tensors, code: str) -> None:
     """By name, with the tensor."""
     with pytest.raises(FedotaError) as raised:
-        checked(layout(example()), memoryview(safetensors.numpy.save({**example(), **changes})))
+        checked(layout(example()), whole(body({**example(), **changes})))
     assert raised.value.problem.code == code
     assert next(iter(changes)) in raised.value.problem.detail
 
@@ -165,3 +184,83 @@ def test_metrics_are_averaged_over_those_who_sent_them() -> None:
     assert mean_metrics([(1, {"a": 1.0}), (3, {"a": 5.0, "b": 2.0}), (10, {})]) == {"a": 4.0, "b": 2.0}
     assert mean_metrics([]) == {}
     assert mean_metrics([(1, {"a": 1e308}), (9, {"a": 1e308})]) == {}, "what overflows is left out"
+
+
+def large() -> Tensors:
+    """More than is worked on at once, and not in whole pieces."""
+    random = np.random.default_rng(3)
+    return {
+        "a": random.standard_normal(100_001).astype(np.float32),
+        "n": random.integers(0, 9, 70_001),
+        "b": random.standard_normal((3, 33_333)),
+    }
+
+
+def spooled(content: memoryview, directory: Path) -> Spooled:
+    """The same bytes in a file."""
+    file = Spooled.unlinked(directory, len(content))
+    put(file, content)
+    return file
+
+
+def test_from_a_file_comes_the_very_same_sum(tmp_path: Path) -> None:
+    """Bit for bit: updates that found no memory count as the others do, and so do sums."""
+    tensors, like = large(), layout(large())
+    twice = {name: values * 2 for name, values in tensors.items()}
+    in_memory, from_files = WeightedSum(like), WeightedSum(like)
+    for one in (tensors, twice):
+        in_memory.add(checked(like, whole(body(one))), 3)
+        file = spooled(body(one), tmp_path)
+        from_files.add(checked(like, file), 3)
+        file.close()
+    assert bytes(in_memory.numbers) == bytes(from_files.numbers)
+    merged, file = WeightedSum(like), spooled(in_memory.numbers, tmp_path)
+    for _ in range(2):
+        merged.merge(file, 6, 2)
+    file.close()
+    expected = WeightedSum(like)
+    for _ in range(2):
+        expected.merge(whole(in_memory.numbers), 6, 2)
+    assert bytes(merged.numbers) == bytes(expected.numbers)
+    assert (merged.examples, merged.count) == (12, 4)
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_one_wrong_number_is_found_in_a_file(name: str, tmp_path: Path) -> None:
+    """As in memory."""
+    tensors = large()
+    tensors[name].reshape(-1)[-1] = np.nan
+    file = spooled(body(tensors), tmp_path)
+    with pytest.raises(FedotaError, match=f"'{name}'"):
+        checked(layout(tensors), file)
+    file.close()
+
+
+_STEPS = hnp.arrays(np.float32, (7,), elements=st.floats(-1e3, 1e3, width=32))
+
+
+@given(_STEPS, _STEPS, st.floats(1e-3, 1e4))
+def test_a_clipped_step_is_no_longer_than_allowed(before: Array, after: Array, most: float) -> None:
+    """Its direction is kept; one that is short enough is not touched, and integers never are."""
+    base = update({"w": before, "n": np.array([1])})
+    sent = update({"w": after, "n": np.array([7])})
+    step = after.astype(np.float64) - before
+    norm = float(np.linalg.norm(step))
+    assert step_norm(sent, base) == pytest.approx(norm, rel=1e-12)
+    taken = clipped(sent, base, most)
+    if norm <= most * (1 - 1e-12):
+        assert taken is sent
+    elif norm > most * (1 + 1e-12):
+        w, n = (tensor for tensor in sorted(base.layout.tensors, key=lambda one: one.name, reverse=True))
+        ((_, values),) = taken.pieces(w)
+        np.testing.assert_allclose(values, before + step * (most / norm), rtol=1e-9, atol=1e-9)
+        ((_, counted),) = taken.pieces(n)
+        assert counted.tolist() == [7]
+
+
+def test_a_step_without_end_is_clipped_to_nothing() -> None:
+    """Numbers whose squares overflow are finite, and one client's alone would be the whole sum."""
+    base, sent = update({"w": np.array([1.0, 2.0])}), update({"w": np.array([1e200, 2.0])})
+    assert step_norm(sent, base) == np.inf
+    ((_, values),) = clipped(sent, base, 1.0).pieces(base.layout.tensors[0])
+    assert values.tolist() == [1.0, 2.0]

@@ -1,22 +1,36 @@
 """A selector's part in one cohort."""
 
 import asyncio
+import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from fedota.errors import FedotaError
+from fedota.events.rounds import Contribution
+from fedota.runtime.aggregation import Weights
+from fedota.runtime.places import whole
 from fedota.runtime.protocol import ModelRef, Work
 from fedota.runtime.selector.cohort import MOST_REFUSALS, Cohort
 from fedota.runtime.selector.pool import Waiting
 from fedota.runtime.tensors import layout_of
 from fedota.runtime.tickets import Ticket
 
-UPDATE = {"w": np.array([1.0, 2.0])}
+LAYOUT = layout_of(memoryview(safetensors.numpy.save({"w": np.array([1.0, 2.0])})))
 
 
-def cohort(collect: str = "") -> Cohort:
+def update(*values: float) -> Weights:
+    """An update that was checked."""
+    return Weights(LAYOUT, whole(memoryview(safetensors.numpy.save({"w": np.array(values)}))))
+
+
+UPDATE = update(1.0, 2.0)
+
+
+def cohort(collect: str = "", base: Path | None = None, **plan: Any) -> Cohort:
     """An open one, or one whose sums are collected."""
     work = Work(
         cohort="k",
@@ -26,11 +40,12 @@ def cohort(collect: str = "") -> Cohort:
         share=2,
         deadline=1.0,
         collect=collect,
+        **plan,
     )
-    return Cohort(work, layout_of(memoryview(safetensors.numpy.save(UPDATE))))
+    return Cohort(work, LAYOUT, base)
 
 
-def ticket(id_: str = "t", organization: str = "org") -> Ticket:
+def ticket(id_: str = "t", organization: str = "org", issued: float = 0.0) -> Ticket:
     """A ticket for it."""
     return Ticket(
         id=id_,
@@ -41,6 +56,7 @@ def ticket(id_: str = "t", organization: str = "org") -> Ticket:
         cohort="k",
         selector="s",
         life="l",
+        issued=issued,
     )
 
 
@@ -61,7 +77,8 @@ async def test_a_ticket_counts_once_whoever_waits_for_the_answer() -> None:
     assert np.frombuffer(one.numbers).tolist() == [3.0, 6.0]
     await refused("already_reported", one, ticket())
     held = one.held()
-    assert (held.reported, held.examples, held.organizations) == (1, 3, ["org"])
+    (given,) = held.contributions
+    assert (held.reported, given.organization, given.updates, given.examples) == (1, "org", 1, 3)
 
 
 async def test_what_comes_after_the_end_does_not_count() -> None:
@@ -70,7 +87,7 @@ async def test_what_comes_after_the_end_does_not_count() -> None:
     await one.count(ticket("a", "org a"), UPDATE, 1, {"loss": 1.0})
     one.closed = True
     await refused("round_over", one, ticket("b"))
-    meta = one.meta("life")
+    meta = one.meta("life", "c-1")
     assert [(each.ticket, each.organization, each.metrics) for each in meta.accepted] == [("a", "org a", {"loss": 1.0})]
     assert cohort("1").closed
 
@@ -80,7 +97,9 @@ def test_only_so_many_refusals_are_kept() -> None:
     one = cohort()
     for _ in range(MOST_REFUSALS + 10):
         one.refuse("org", FedotaError("update_malformed", "no"))
-    assert len(one.held().refusals) == MOST_REFUSALS
+    held = one.held()
+    assert len(held.refusals) == MOST_REFUSALS
+    assert held.contributions == [Contribution(organization="org", refusals={"update_malformed": MOST_REFUSALS + 10})]
 
 
 async def test_an_unused_ticket_is_given_again() -> None:
@@ -93,3 +112,39 @@ async def test_an_unused_ticket_is_given_again() -> None:
     one.issued[who] = "signed"
     one.closed = True
     assert one.unused_ticket(who) is None
+
+
+async def test_an_update_weighs_no_more_than_the_plan_allows() -> None:
+    """Whatever number of examples its client tells."""
+    one = cohort(examples_per_update=5)
+    await one.count(ticket("a"), update(1.0, 2.0), 10**9, {})
+    await one.count(ticket("b"), update(10.0, 20.0), 3, {})
+    assert np.frombuffer(one.numbers).tolist() == [35.0, 70.0]
+    assert [accepted.examples for accepted in one.meta("life", "c").accepted] == [5, 3]
+
+
+async def test_a_step_is_clipped_to_the_plans_norm(tmp_path: Path) -> None:
+    """Around the weights that the round begins with; a shorter one is added bit for bit as it is."""
+    base = tmp_path / "base"
+    base.write_bytes(safetensors.numpy.save({"w": np.array([1.0, 1.0])}))
+    one = cohort(base=base, clip_norm=5.0)
+    await one.count(ticket("a"), update(1.0 + 30.0, 1.0 + 40.0), 2, {})
+    assert np.frombuffer(one.numbers).tolist() == pytest.approx([2 * 4.0, 2 * 5.0], rel=1e-15)
+    await one.count(ticket("b"), update(1.1, 1.3), 1, {})
+    assert [accepted.clipped for accepted in one.meta("life", "c").accepted] == [True, False]
+    plain = cohort()
+    await plain.count(ticket("b"), update(1.1, 1.3), 1, {})
+    short = cohort(base=base, clip_norm=5.0)
+    await short.count(ticket("b"), update(1.1, 1.3), 1, {})
+    assert bytes(short.numbers) == bytes(plain.numbers)
+
+
+async def test_what_is_told_of_an_accepted_update() -> None:
+    """Its bytes, and the seconds since its client was selected, as far as that is known."""
+    one = cohort()
+    await one.count(ticket("a", issued=time.time() - 100), UPDATE, 1, {})
+    await one.count(ticket("b", issued=time.time() + 100), UPDATE, 1, {})
+    await one.count(ticket("c"), UPDATE, 1, {})
+    first, ahead, unknown = one.meta("life", "c").accepted
+    assert first.size == LAYOUT.size and 100 <= first.seconds < 110
+    assert (ahead.seconds, unknown.seconds) == (0.0, 0.0), "another clock may be ahead of ours"

@@ -1,8 +1,7 @@
-"""The clients that wait, and the buffers for what they send."""
+"""The clients that wait."""
 
 import asyncio
 
-from fedota.runtime.selector.buffers import Buffers
 from fedota.runtime.selector.pool import Pool, Waiting
 
 A, B = Waiting("org", "a"), Waiting("org", "b")
@@ -31,11 +30,46 @@ async def test_those_who_wait_are_selected() -> None:
     assert pool.select(1, ticket) == 0
 
 
+async def test_quotas_bound_what_is_selected_of_an_organization() -> None:
+    """Whoever comes first, and however many are wanted; without a quota nobody of it is."""
+    pool = Pool(lambda: None)
+    people = [Waiting(name, str(number)) for name, count in (("x", 5), ("y", 2), ("z", 1)) for number in range(count)]
+    tasks = {who: waiting(pool, who) for who in people}
+    await pool.gathered(8, 5)
+    assert pool.organizations == {"x": 5, "y": 2, "z": 1}
+    await pool.gathered(3, 5, {"x": 2, "y": 9})
+    assert pool.select(8, ticket, {"x": 2, "y": 9, "elsewhere": 3}) == 4
+    chosen = [who.organization for who, task in tasks.items() if who not in pool._waiters and await task]
+    assert sorted(chosen) == ["x", "x", "y", "y"]
+    assert pool.organizations == {"x": 3, "z": 1}
+    assert pool.select(1, ticket, {"x": 3}) == 1
+    assert pool.select(5, ticket) == 3
+    assert pool.organizations == {}
+    await asyncio.gather(*tasks.values())
+
+
+async def test_those_beyond_their_quota_are_not_waited_for() -> None:
+    """A selection that needs others gives them their time to come."""
+    pool = Pool(lambda: None)
+    tasks = [waiting(pool, A), waiting(pool, B)]
+    await pool.gathered(2, 5)
+    gathering = asyncio.create_task(pool.gathered(2, 5, {"org": 1, "other": 1}))
+    await asyncio.sleep(0)
+    assert not gathering.done()
+    tasks.append(waiting(pool, Waiting("other", "c")))
+    await gathering
+    pool.dismiss({"org"})
+    assert pool.organizations == {"other": 1}
+    pool.dismiss()
+    assert pool.organizations == {}
+    await asyncio.gather(*tasks)
+
+
 async def test_nobody_waits_longer_than_asked() -> None:
     """The client comes again."""
     pool = Pool(lambda: None)
     assert await pool.wait(A, 0.01) is None
-    assert len(pool) == 0
+    assert len(pool) == 0 and pool.organizations == {}
     await pool.gathered(1, 0.01)
 
 
@@ -46,7 +80,7 @@ async def test_who_comes_twice_waits_once() -> None:
     await pool.gathered(1, 5)
     second = waiting(pool, A)
     assert await first is None
-    assert len(pool) == 1
+    assert len(pool) == 1 and pool.organizations == {"org": 1}
     assert pool.select(2, ticket) == 1
     assert await second == "ticket of a"
 
@@ -70,21 +104,12 @@ async def test_all_are_dismissed() -> None:
     assert await asyncio.gather(*tasks) == [None, None]
 
 
-async def test_buffers_are_bounded_and_used_again() -> None:
-    """Whoever comes when all are in use waits."""
-    buffers = Buffers(200 * 1024**2)
-    assert buffers.count == 2
-    assert (Buffers(10).count, Buffers(10**12).count) == (32, 2)
-    small = Buffers(10)
-    small._turns = asyncio.Semaphore(1)
-    async with small.one() as first:
-        other = asyncio.create_task(_use(small))
-        await asyncio.sleep(0)
-        assert not other.done()
-        first[0] = 42
-    assert await other == 42
-
-
-async def _use(buffers: Buffers) -> int:
-    async with buffers.one() as buffer:
-        return buffer[0]
+async def test_who_keeps_an_update_for_a_cohort_is_not_selected_for_it_again() -> None:
+    """Another selector has that update in its sum, or may be sent it: two of one client would both count."""
+    pool = Pool(lambda: None)
+    tasks = [asyncio.create_task(pool.wait(who, 5, kept)) for who, kept in ((A, "this"), (B, "the one before"))]
+    await pool.gathered(2, 5)
+    assert pool.select(2, ticket, cohort="this") == 1
+    assert await tasks[1] == "ticket of b" and len(pool) == 1
+    assert pool.select(2, ticket, cohort="the next") == 1
+    assert await tasks[0] == "ticket of a"

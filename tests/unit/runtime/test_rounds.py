@@ -8,23 +8,23 @@ import msgspec
 import pytest
 
 from fedota.events.problems import Plan
-from fedota.events.rounds import Checkpoint, Refusal, RoundUpdated
+from fedota.events.rounds import Checkpoint, Contribution, Refusal, RoundUpdated
 from fedota.runtime.coordinator import rounds, words
 from fedota.runtime.coordinator.state import (
     Aggregated,
     Awoken,
+    Ended,
     Event,
     Handed,
+    Recorded,
     Result,
     Revoked,
     Rules,
     Spoiled,
     State,
-    Stored,
     Tick,
-    Trouble,
 )
-from fedota.runtime.protocol import Claim, Held, ModelRef, Told
+from fedota.runtime.protocol import Claim, Concluded, Held, ModelRef, Told
 from services.rounds import domain
 
 BASE = ModelRef(sha256="b" * 64, size=10)
@@ -72,10 +72,12 @@ class Runner:
         self._record(reports)
         return self.state
 
-    def told(self, name: str, waiting: int = 0, *, life: str = "", after: float = 0.0, **held: Any) -> State:
+    def told(
+        self, name: str, waiting: int = 0, *, life: str = "", after: float = 0.0, number: int = 0, **held: Any
+    ) -> State:
         """A selector says how things stand; with `held`, of its part in the present cohort."""
         part = self.part(**held) if held else None
-        return self.then(Told(name=name, life=life or name, waiting=waiting, held=part), after)
+        return self.then(Told(name=name, life=life or name, number=number, waiting=waiting, held=part), after)
 
     def part(self, **held: Any) -> Held:
         """A selector's part in the present cohort."""
@@ -86,6 +88,7 @@ class Runner:
             "round": self.state.round,
             "attempt": self.state.attempt,
             "deadline": cohort.deadline,
+            "shares": cohort.shares,
         }
         return Held(**{**usual, "base": self.state.base.sha256, "share": held.get("selected") or 0, **held})
 
@@ -102,14 +105,16 @@ class Runner:
         self.then(wanted)
         return answer
 
-    def stored(self, reported: int = 3) -> State:
-        """The sums come to a checkpoint, and that is stored."""
+    def aggregated(self, reported: int = 3) -> State:
+        """The sums come to a checkpoint."""
         participants = [f"org {number}" for number in range(reported)]
         members = dict.fromkeys(participants, True)
         self.recorded = msgspec.structs.replace(self.recorded, members=members)
         result = Result(model=NEXT, reported=reported, examples=30, participants=participants, metrics={"loss": 0.5})
-        self.then(Aggregated(result=result))
-        return self.then(Stored(checkpoint=CHECKPOINT))
+        assert self.state.cohort is not None
+        cohort = self.state.cohort
+        lives = [life for life, member in cohort.members.items() if member.handed]
+        return self.then(Aggregated(cohort=cohort.id, lives=lives, result=result, checkpoint=CHECKPOINT))
 
     def phase(self) -> str:
         """Where the round is."""
@@ -160,7 +165,7 @@ def test_a_round_from_selection_to_its_checkpoint() -> None:
     runner = collecting()
     assert runner.handed("a", 2).phase == "collecting"
     assert runner.handed("b", 1).phase == "aggregating"
-    runner.stored()
+    runner.aggregated()
     assert runner.stages == [
         "1.1 selection",
         "1.1 selection",
@@ -173,6 +178,9 @@ def test_a_round_from_selection_to_its_checkpoint() -> None:
     assert (completed.reported, completed.examples, completed.metrics) == (3, 30, {"loss": 0.5})
     assert (completed.checkpoint, completed.final) == (CHECKPOINT, False)
     assert (runner.state.base, runner.state.cohort) == (NEXT, None)
+    assert runner.state.unrecorded == [CHECKPOINT.key], "the next selection has begun before it is stored"
+    runner.then(Recorded(key=CHECKPOINT.key))
+    assert (runner.state.unrecorded, runner.phase()) == ([], "selection")
 
 
 def test_the_last_round_is_final() -> None:
@@ -180,7 +188,7 @@ def test_the_last_round_is_final() -> None:
     runner = collecting(plan(rounds=1))
     runner.handed("a", 2)
     runner.handed("b", 1)
-    runner.stored()
+    runner.aggregated()
     assert (runner.reports[-1].stage, runner.reports[-1].final) == ("completed", True)
     assert runner.said.endswith("the training is finished")
     assert runner.phase() == "finished"
@@ -294,6 +302,66 @@ def test_when_all_selected_have_reported_nobody_is_waited_for() -> None:
     assert runner.phase() == "collecting"
 
 
+def test_a_training_that_is_too_far_ahead_waits() -> None:
+    """Of what could be stored and recorded; it says so, and goes on as soon as there is room."""
+    runner = collecting(plan(rounds=99))
+    keys = [f"problems/p/checkpoints/1/{number}.safetensors" for number in range(rounds.MOST_AHEAD - 1)]
+    runner.state = msgspec.structs.replace(runner.state, unrecorded=keys)
+    runner.handed("a", 2)
+    runner.handed("b", 1)
+    assert runner.aggregated().phase == "ahead"
+    assert runner.said == "16 rounds are not recorded yet; the next one waits until there are fewer"
+    assert (runner.reports[-1].round, runner.reports[-1].stage) == (2, "selection")
+    work = rounds.orders(runner.rules, runner.state, "a", "a")
+    assert (work.work, work.model) == (None, NEXT)
+    runner.told("a", 9, after=10)
+    assert (runner.phase(), runner.state.unrecorded) == ("ahead", [*keys, CHECKPOINT.key])
+    runner.then(Recorded(key=keys[0]))
+    runner.then(Recorded(key=keys[0]))
+    assert runner.phase() == "configuration", "clients were here already"
+    assert len(runner.state.unrecorded) == rounds.MOST_AHEAD - 1
+
+
+def test_a_coordinator_that_begins_again_remembers_how_far_ahead_it_is() -> None:
+    """And what became of the cohort before."""
+    keys = [f"problems/p/checkpoints/1/{number}.safetensors" for number in range(rounds.MOST_AHEAD)]
+    runner = Runner(plan(), unrecorded=keys, ended=Ended(cohort="c0-1-1", counted=["a"]))
+    runner.told("a", 3)
+    runner.told("b")
+    assert runner.phase() == "ahead"
+    last = [rounds.orders(runner.rules, runner.state, name, name).last for name in ("a", "b")]
+    assert last == [Concluded(cohort="c0-1-1", counted=True), Concluded(cohort="c0-1-1", counted=False)]
+    runner.then(Recorded(key=keys[-1]))
+    assert runner.phase() == "configuration"
+
+
+def test_what_comes_late_says_nothing() -> None:
+    """A selector's older message, and whatever its earlier life said."""
+    runner = reporting()
+    runner.told("a", selected=2, reported=2, number=7)
+    runner.told("a", selected=2, reported=1, number=6)
+    assert runner.state.cohort is not None and runner.state.cohort.reported == 2
+    runner.told("a", life="a2", selected=0)
+    before = runner.state
+    runner.told("a", 5, life="a", selected=2, reported=2, number=8)
+    assert runner.state == before
+    assert not rounds.orders(runner.rules, runner.state, "a", "a2").lost
+
+
+def test_sums_that_are_asked_for_again_are_asked_for_by_another_name() -> None:
+    """Even within the same moment: a selector hands over once for each name."""
+    runner = collecting()
+    assert runner.state.cohort is not None
+    first = rounds.collection(runner.rules, runner.state.cohort)
+    runner.handed("b", 1)
+    runner.told("a", life="a2")
+    runner.claim("t1", issuer="a", life="b")
+    runner.claim("t2", issuer="a", life="b")
+    runner.told("b", selected=1, reported=3, claimed=["t1", "t2"])
+    assert runner.phase() == "collecting"
+    assert rounds.collection(runner.rules, runner.state.cohort) != first
+
+
 def test_the_last_attempt_is_final() -> None:
     """Then the training ends, and clients are told why."""
     runner = selecting()
@@ -340,32 +408,10 @@ def test_orders_follow_the_round() -> None:
     assert orders().work.collect
     runner.handed("a", 2)
     runner.handed("b", 1)
-    assert orders().work.collect, "until the checkpoint is stored, the sum is kept"
-    result = Result(model=NEXT, reported=3, examples=3, participants=["org 0"])
-    runner.recorded = msgspec.structs.replace(runner.recorded, members={"org 0": True})
-    runner.then(Aggregated(result=result))
-    assert orders().work.collect and orders().model == NEXT, "the next model can be fetched meanwhile"
-    runner.then(Trouble(reason="the store is down"))
-    assert "the store is down" in words.reason(runner.rules, runner.state)
-    runner.then(Stored(checkpoint=CHECKPOINT))
-    assert orders().work is None
+    assert orders().work.collect, "until the checkpoint is computed, the sum is kept"
+    runner.aggregated()
+    assert (orders().work, orders().model) == (None, NEXT)
     assert (orders().last.counted, orders("stranger").last.counted) == (True, False)
-
-
-@pytest.mark.parametrize(
-    ("wanted", "waiting", "shares"),
-    [
-        (3, {"a": 2, "b": 1}, {"a": 2, "b": 1}),
-        (4, {"a": 10, "b": 10}, {"a": 2, "b": 2}),
-        (1, {"a": 1, "b": 1}, {"a": 1, "b": 0}),
-        (3, {"a": 3, "b": 0}, {"a": 3, "b": 0}),
-        (4, {"a": 1, "b": 9}, {"a": 0, "b": 4}),
-        (0, {"a": 0}, {"a": 0}),
-    ],
-)
-def test_shares(wanted: int, waiting: dict[str, int], shares: dict[str, int]) -> None:
-    """By each selector's part of those that wait."""
-    assert rounds.share_out(wanted, waiting) == shares
 
 
 def test_a_selector_that_comes_again_has_lost_its_sum() -> None:
@@ -507,12 +553,47 @@ def test_a_cohort_is_taken_up_though_a_selector_was_lost_with_the_coordinator() 
     assert runner.phase() == "collecting"
 
 
+def test_a_selector_that_had_not_begun_does_its_part_after_a_restart() -> None:
+    """It did not know yet, or had no model yet: nobody else has its clients."""
+    before = selecting()
+    before.told("a", 2)
+    before.told("b", 1)
+    runner = Runner(plan())
+    runner.then(Told(name="a", life="a", waiting=0, held=before.part(selected=2, reported=2)))
+    runner.told("b", 1)
+    assert runner.phase() == "configuration"
+    work = rounds.orders(runner.rules, runner.state, "b", "b").work
+    assert work is not None and (work.share, work.shares) == (1, {"a": 2, "b": 1})
+    runner.then(Told(name="b", life="b", waiting=0, held=before.part(selected=1)))
+    assert runner.phase() == "reporting"
+    runner.then(Told(name="b", life="b", waiting=0, held=before.part(selected=1, reported=1)))
+    assert runner.phase() == "collecting"
+
+
+def test_under_a_cap_nobody_is_selected_after_a_restart() -> None:
+    """Of which organizations the others' clients are is not known: the attempt ends at once where that is too few."""
+    capped = plan(clients_per_organization=1)
+    before = Runner(capped)
+    before.then(Told(name="a", life="a", waiting=2, organizations={"org 1": 1, "org 2": 1}))
+    before.then(Told(name="b", life="b", waiting=1, organizations={"org 3": 1}))
+    runner = Runner(capped)
+    runner.then(Told(name="a", life="a", waiting=0, held=before.part(selected=2)))
+    runner.told("b", 1)
+    assert "abandoned: only 2 of 3 clients could be configured" in runner.reports[-2].reason
+    assert (runner.phase(), runner.state.attempt) == ("selection", 2)
+
+
 def test_refusals_and_organizations_are_reported() -> None:
     """Those of all selectors, while they are heard of."""
     runner = reporting()
     refusal = Refusal(organization="org 1", code="update_malformed", detail="no")
-    runner.told("a", selected=2, reported=1, organizations=["org 2"], examples=5, refusals=[refusal])
-    runner.told("b", selected=1, reported=1, organizations=["org 1", "org 2"], examples=6)
+    of_a = [
+        Contribution(organization="org 1", refusals={"update_malformed": 1}),
+        Contribution(organization="org 2", updates=1, examples=5),
+    ]
+    of_b = [Contribution(organization=name, updates=1, examples=3) for name in ("org 1", "org 2")]
+    runner.told("a", selected=2, reported=1, contributions=of_a, refusals=[refusal])
+    runner.told("b", selected=1, reported=2, contributions=of_b)
     report = words.report(runner.rules, runner.state, runner.now)
     assert (report.participants, report.examples, report.refusals) == (["org 1", "org 2"], 11, [refusal])
 
@@ -540,8 +621,13 @@ def test_a_finished_run_is_only_told_of() -> None:
     [
         lambda: Handed(life="a", cohort="another", reported=2),
         lambda: Spoiled(life="a", cohort="another"),
-        lambda: Stored(checkpoint=CHECKPOINT),
-        lambda: Aggregated(result=Result(model=NEXT, reported=3, examples=3, participants=[])),
+        lambda: Recorded(key=CHECKPOINT.key),
+        lambda: Aggregated(
+            cohort="another",
+            lives=["a"],
+            result=Result(model=NEXT, reported=3, examples=3, participants=[]),
+            checkpoint=CHECKPOINT,
+        ),
     ],
 )
 def test_what_comes_at_the_wrong_time_changes_nothing(event: Callable[[], Event]) -> None:
@@ -549,3 +635,21 @@ def test_what_comes_at_the_wrong_time_changes_nothing(event: Callable[[], Event]
     runner = reporting()
     before = runner.state
     assert runner.then(event()) == before
+
+
+def test_a_round_that_waits_for_the_store_says_so() -> None:
+    """In a report that may come before the one that it is completed, as often as there is something new."""
+    runner = collecting()
+    runner.handed("a", 2)
+    runner.handed("b", 1)
+    before = runner.reports[-1]
+    runner.aggregated()
+    completed = next(one for one in runner.reports if one.stage == "completed")
+    first = words.unstored(completed, 1, "the store is down")
+    assert first.reason == "3 of 3 clients have reported; the checkpoint is being stored: the store is down"
+    second = words.unstored(completed, 3, "the store is full")
+    assert second.reason.endswith("is being stored: the store is full; 2 rounds are waiting behind it")
+    for number, update in enumerate((first, second), before.report + 1):
+        numbered = msgspec.structs.replace(update, report=number)
+        assert domain.decide(runner.recorded, before, numbered) == [numbered]
+        before = numbered

@@ -1,0 +1,112 @@
+"""The object store, as a coordinator meets it."""
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from fedota.contracts.runtime import Presigned, PresignRequest
+from fedota.process import serving
+from fedota.runtime.bodies import send_file
+from fedota.runtime.coordinator.objects import Objects, StoreError, WrongObjectError
+from fedota.runtime.coordinator.platform import Platform
+
+CONTENT = bytes(range(256)) * 12_000
+
+
+class Store:
+    """Breaks its first answers off in the middle."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.url = ""
+        self.breaks = 0
+        self.ranges: list[str] = []
+        self.puts: list[bytes] = []
+
+    async def presign(self, request: PresignRequest) -> Presigned:
+        """An address here."""
+        return Presigned(url=f"{self.url}/{request.key}", headers={})
+
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        """The object, or the range of it that is asked for."""
+        self.ranges.append(request.headers.get("Range", ""))
+        if not self.breaks:
+            return await send_file(request, self.path)
+        self.breaks -= 1
+        have = int(request.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        response = web.StreamResponse(
+            status=206 if have else 200,
+            headers={
+                "Content-Length": str(len(CONTENT) - have),
+                "Content-Range": f"bytes {have}-{len(CONTENT) - 1}/{len(CONTENT)}",
+            },
+        )
+        await response.prepare(request)
+        await response.write(CONTENT[have : have + 1_000_000])
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    async def put(self, request: web.Request) -> web.Response:
+        """Take an object."""
+        self.puts.append(await request.read())
+        return web.Response()
+
+
+@asynccontextmanager
+async def objects(store: Store) -> AsyncIterator[Objects]:
+    """Objects of this store."""
+    app = web.Application(client_max_size=2**30)
+    app.router.add_get("/{key}", store.get)
+    app.router.add_put("/{key}", store.put)
+    async with serving(app, "127.0.0.1", 0) as store.url, aiohttp.ClientSession() as http:
+        yield Objects(cast("Platform", store), http)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """One that holds an object."""
+    path = tmp_path / "stored"
+    path.write_bytes(CONTENT)
+    return Store(path)
+
+
+async def test_a_fetch_that_breaks_off_is_gone_on_with(store: Store, tmp_path: Path) -> None:
+    """What is there already is not asked for again."""
+    store.breaks, path = 2, tmp_path / "model.safetensors"
+    wanted: Any = ("key", hashlib.sha256(CONTENT).hexdigest(), len(CONTENT), path)
+    async with objects(store) as made:
+        for _ in range(2):
+            with pytest.raises(StoreError):
+                await made.fetch(*wanted)
+            assert not path.exists()
+        await made.fetch(*wanted)
+    assert path.read_bytes() == CONTENT
+    assert store.ranges == ["", "bytes=1000000-", "bytes=2000000-"]
+
+
+@pytest.mark.parametrize("changes", [{"size": len(CONTENT) - 1}, {"size": len(CONTENT) + 1}, {"sha256": "0" * 64}])
+async def test_another_object_than_the_recorded_one_is_refused(
+    store: Store, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """No other try would change that, and nothing of it is left."""
+    wanted = {"key": "k", "sha256": hashlib.sha256(CONTENT).hexdigest(), "size": len(CONTENT), **changes}
+    path = tmp_path / "models" / "model.safetensors"
+    path.parent.mkdir()
+    async with objects(store) as made:
+        with pytest.raises(WrongObjectError):
+            await made.fetch(**wanted, path=path)
+    assert not path.exists()
+
+
+async def test_an_object_is_stored(store: Store) -> None:
+    """With exactly these bytes."""
+    async with objects(store) as made:
+        await made.store("key", memoryview(CONTENT), hashlib.sha256(CONTENT).hexdigest())
+    assert store.puts == [CONTENT]
