@@ -68,6 +68,7 @@ create table if not exists contributions (
     examples bigint not null, size bigint not null, seconds float8 not null, clipped bigint not null,
     refusals json not null, primary key (problem_id, run, round, attempt, organization)
 );
+create index if not exists contributions_of on contributions (problem_id, run, organization, round, attempt);
 create table if not exists feed (
     problem_id text, position bigint, type text not null, time timestamptz not null, actor text not null,
     said text not null, primary key (problem_id, position)

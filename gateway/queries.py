@@ -25,12 +25,13 @@ from gateway.parts import (
 from gateway.people import PEOPLE
 from gateway.reading import PAST_PROBLEMS, at_of, fresh, of_the_page, questions_of, reading
 from gateway.reads import Row, is_problem_id, without_logs
-from gateway.stream import Eyes, Filter, send
+from gateway.stream import Eyes, Filter, seen, send
 from gateway.web_errors import moment, whole_number, wrong_parameter
 
 _INT: Final = 2**31 - 1
 _MOST: Final = 1000
-_MOST_GIVEN: Final = 100  # rounds in a page of contributions: each has a row for every organization
+_MOST_GIVEN: Final = 10  # rounds in a page of contributions: each has a row for every organization
+_MOST_OWN: Final = 100  # the same of one organization's
 _PERSON: Final = re.compile(r"(.+) \(([^()]+)\)", re.DOTALL)
 
 
@@ -91,7 +92,7 @@ async def get_kit(request: web.Request) -> web.Response:
         token=issued.token,
         selectors=infrastructure["selectors"],
         expires=issued.expires,
-        authority=infrastructure["authority"],
+        authority=infrastructure.get("authority", ""),  # a read model from before has none until it is rebuilt
     )
     response = answer(kit)
     file_name = organization.replace(" ", "-")
@@ -123,7 +124,8 @@ async def list_contributions(request: web.Request) -> web.Response:
     """What organizations gave to a run's rounds; whoever acts for one sees its own. Pages are as of `list_rounds`."""
     problem, organization = await _problem(request), organization_asked_for(request)
     problem_id, questions = problem["problem_id"], questions_of(request)
-    run, limit = _run(request, problem), max(1, whole_number(request, "limit", _MOST_GIVEN, most=_MOST_GIVEN))
+    most = _MOST_OWN if organization else _MOST_GIVEN
+    run, limit = _run(request, problem), max(1, whole_number(request, "limit", most, most=most))
     after = whole_number(request, "after", 0, most=_INT)
     newest = await questions.newest_round(problem_id, run)  # before the rows: what comes meanwhile is on another page
     found = await questions.contributions(problem_id, run, organization, after=after, limit=limit)
@@ -175,7 +177,7 @@ async def list_events(request: web.Request) -> web.Response:
     head = await feed.head()
     page = await feed.page(wanted, after, limit)
     eyes = _eyes_of(request)
-    events = [msgspec.Raw(item.body(eyes)) for item in page.items]
+    events = [msgspec.Raw(body) for body in await seen(page.items, lambda item: item.body(eyes))]
     return answer({"events": events, "next": page.reached, "head": head})
 
 

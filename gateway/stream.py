@@ -1,9 +1,10 @@
 """The log as people see it: pages of events, and a live stream that goes on where it broke off."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 import asyncpg
@@ -21,6 +22,7 @@ _PAGE: Final = 500  # events read at once
 _QUEUE: Final = 1000  # events that wait for one slow reader; with more it goes back to reading the log
 _WATCHERS: Final = 2000  # streams at once
 _WRITE_SECONDS: Final = 30.0  # a reader that takes nothing for so long has gone
+_LARGE: Final = 1 << 15  # bytes of an event after which others have their turn before the next
 _LOGGING: Final = frozenset(name for name, kind in CATALOGUE.items() if "log" in kind.data.__struct_fields__)
 _CONTRIBUTED: Final = frozenset(
     name for name, kind in CATALOGUE.items() if "contributions" in kind.data.__struct_fields__
@@ -41,6 +43,38 @@ class Eyes(NamedTuple):
     organization: str | None = None
 
 
+class _Giver(msgspec.Struct):
+    """Whose contribution it is."""
+
+    organization: str
+
+
+_giver: Final = msgspec.json.Decoder(_Giver).decode
+
+
+class _Report:
+    """A round's report as each organization sees it; taken apart once, when the first of them asks."""
+
+    def __init__(self, full: bytes) -> None:
+        self._full = full
+
+    def of(self, organization: str) -> bytes:
+        """The event without what other organizations gave."""
+        event, data, given = self._parts
+        if not given:  # most reports are of rounds that go on
+            return self._full
+        own = [given[organization]] if organization in given else []
+        return to_json({**event, "data": {**data, "contributions": own}})
+
+    @cached_property
+    def _parts(self) -> tuple[dict[str, msgspec.Raw], dict[str, msgspec.Raw], dict[str, msgspec.Raw]]:
+        """The event, its data, and its contributions by organization, none of them decoded further."""
+        event = msgspec.json.decode(self._full, type=dict[str, msgspec.Raw])
+        data = msgspec.json.decode(event["data"], type=dict[str, msgspec.Raw])
+        given = msgspec.json.decode(data.get("contributions", b"[]"), type=list[msgspec.Raw])
+        return event, data, {_giver(one).organization: one for one in given}
+
+
 class Item(NamedTuple):
     """An event on its way to a reader."""
 
@@ -51,7 +85,7 @@ class Item(NamedTuple):
     time: datetime
     full: bytes
     public: bytes  # without what the infrastructure's processes wrote
-    own: dict[str, bytes]  # what an organization sees of all contributions, by organization, once it was asked for
+    report: _Report | None  # of what tells contributions
 
     @classmethod
     def of(cls, row: asyncpg.Record) -> "Item":
@@ -60,14 +94,13 @@ class Item(NamedTuple):
         full = encode(record)
         public = encode({**record, "data": _without_log(record["data"])}) if record["type"] in _LOGGING else full
         who = record["subject"], record["actor"], record["time"]
-        return cls(record["position"], record["type"], *who, full, public, {})
+        report = _Report(full) if record["type"] in _CONTRIBUTED else None
+        return cls(record["position"], record["type"], *who, full, public, report)
 
     def body(self, eyes: Eyes) -> bytes:
         """The event as a reader may see it."""
-        if self.type in _CONTRIBUTED and eyes.organization is not None:
-            if eyes.organization not in self.own:  # many readers of one organization share the work
-                self.own[eyes.organization] = _only_own(self.full, eyes.organization)
-            return self.own[eyes.organization]
+        if self.report and eyes.organization is not None:
+            return self.report.of(eyes.organization)
         return self.full if eyes.logs else self.public
 
     def frame(self, eyes: Eyes) -> bytes:
@@ -80,15 +113,14 @@ def _without_log(data: bytes) -> bytes:
     return to_json({**msgspec.json.decode(data), "log": []})
 
 
-def _only_own(body: bytes, organization: str) -> bytes:
-    """A round's report without what other organizations gave."""
-    event = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    data = msgspec.json.decode(event["data"], type=dict[str, msgspec.Raw])
-    contributions = msgspec.json.decode(data.get("contributions", b"[]"), type=list[dict[str, Any]])
-    if not contributions:  # most reports are of rounds that go on
-        return body
-    own = [one for one in contributions if one["organization"] == organization]
-    return to_json({**event, "data": {**data, "contributions": own}})
+async def seen(items: Iterable[Item], see: Callable[[Item], bytes]) -> list[bytes]:
+    """What `see` makes of each; however many and large they are, nobody else waits for more than one of them."""
+    found = []
+    for item in items:
+        found.append(see(item))
+        if len(item.full) > _LARGE:
+            await asyncio.sleep(0)
+    return found
 
 
 def streams_of(problem_id: str) -> list[str]:
@@ -272,7 +304,7 @@ async def send(
         async for items in batches:
             if not welcome():
                 break
-            frames = b"".join(item.frame(eyes) for item in items) or b": alive\n\n"
+            frames = b"".join(await seen(items, lambda item: item.frame(eyes))) or b": alive\n\n"
             try:
                 frames = await request.app[PEOPLE].in_json(frames)
                 async with asyncio.timeout(_WRITE_SECONDS):

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
 from fedota.client.errors import ClientError
 from fedota.client.kits import require_usable
@@ -40,14 +40,16 @@ async def run(kit: Kit, train: Train, data: Path, *, patience: float = 600.0, sa
     require_usable(kit)
     say(f"taking part in {kit.name!r} as {kit.organization}")
     async with Selectors.of(kit, patience) as selectors:
-        await _Client(selectors, train, data, say).run()
+        await _Client(selectors, train, data, patience, say).run()
 
 
 class _Client:
-    def __init__(self, selectors: Selectors, train: Train, data: Path, say: Say) -> None:
+    def __init__(self, selectors: Selectors, train: Train, data: Path, patience: float, say: Say) -> None:
         self._selectors = selectors
         self._train = train
         self._data = data
+        self._patience = patience
+        self._damaged_since: float | None = None
         self._kept: Kept | None = None
         self._begun = False  # whether the kept update, or a part of it, may have arrived somewhere
         self._arrived = False
@@ -110,7 +112,8 @@ class _Client:
         self._say(f"round {number}: selected, fetching the model ({_size(selected.model.size)})")
         body = await self._selectors.fetch(selected.model)
         if (await asyncio.to_thread(hashlib.sha256, body)).hexdigest() != selected.model.sha256:
-            raise NoAnswerError("the model came damaged")
+            await self._turn_away()
+        self._damaged_since = None
         layout = await asyncio.to_thread(layout_of, body)
         self._say(f"round {number}: training on your data ...")
         began = monotonic()
@@ -120,6 +123,19 @@ class _Client:
             f"round {number}: trained on {update.examples} examples in {monotonic() - began:.1f} s, sending the update"
         )
         return Kept(selected, update, until)
+
+    async def _turn_away(self) -> NoReturn:
+        """The model came damaged: the next selector may do better, and none of them is asked for it without a pause."""
+        self._damaged_since = self._damaged_since or monotonic()
+        damaged = monotonic() - self._damaged_since
+        if damaged > self._patience:
+            raise ClientError(
+                f"For {damaged:.0f} seconds the model came damaged, whichever selector was asked. Tell the people who "
+                "run the problem: something between you and its selectors changes what is sent, or their disks do."
+            )
+        self._selectors.turn()
+        await self._selectors.pause(max(1.0, damaged / 2))
+        raise NoAnswerError("the model came damaged")
 
     async def _send(self) -> None:
         if self._kept is None:

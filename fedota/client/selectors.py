@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
@@ -61,11 +62,12 @@ class Selectors:
     @classmethod
     @asynccontextmanager
     async def of(cls, kit: Kit, patience: float) -> AsyncIterator["Selectors"]:
-        """The selectors that a kit names. Proxies are taken from the environment.
+        """The selectors that a kit names. Proxies are taken from the environment, unless they could read what is sent.
 
         Only the authority of the kit is trusted; where it names none, those that the system trusts.
         """
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=_trusted(kit)), trust_env=True) as http:
+        connector, secret = aiohttp.TCPConnector(ssl=_trusted(kit)), all(map(_is_secret, kit.selectors))
+        async with aiohttp.ClientSession(connector=connector, trust_env=secret) as http:
             yield cls(kit, http, patience)
 
     async def check_in(self, ticket: str | None) -> CheckedIn:
@@ -210,6 +212,11 @@ def _in_words(error: Exception) -> str:
             "of an earlier start of the training, or something stands between; download the kit again"
         )
     return str(error) or type(error).__name__
+
+
+def _is_secret(url: str) -> bool:
+    """Whether a proxy sees nothing of what is sent there; plain HTTP is spoken to this very machine alone."""
+    return urlsplit(url).scheme == "https"
 
 
 def _trusted(kit: Kit) -> ssl.SSLContext | bool:

@@ -4,7 +4,7 @@ Each launched process reads one JSON file, `settings.json` in its own directory 
 writes `ready.json` beside it (`Ready`). Its standard input is a pipe from the launcher: end of file means stop.
 """
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -89,10 +89,13 @@ class Presigned(msgspec.Struct, frozen=True, kw_only=True):
     headers: dict[str, str]
 
 
+REPORT_BYTES: Final = 512 * 1024  # of JSON; an event that NATS cannot carry would hold up all that come after it
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """The coordinator's word on its round; recorded as it is when it follows from what was recorded before.
 
-    Reporting the same `report` number with the same content again is harmless.
+    Reporting the same `report` number with the same content again is harmless. More than `REPORT_BYTES` are refused.
     """
 
     update: RoundUpdated

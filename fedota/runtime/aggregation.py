@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fedota.errors import FedotaError
 from fedota.runtime.places import Place, room
+from fedota.runtime.protocol import MOST_METRICS
 from fedota.runtime.tensors import Array, Layout, Tensor, layout_in, mismatch
 
 _CHUNK: Final = 1 << 15  # elements: what is worked on stays in the processor's cache
@@ -57,30 +58,41 @@ class Clipped(NamedTuple):
     scale: float
 
     def pieces(self, tensor: Tensor) -> Iterator[tuple[slice, Array]]:
-        """A tensor's elements, and which they are. Integers count something: they are no step."""
+        """A tensor's elements, and which they are. Integers count something: they are no step.
+
+        Nor is there one from an infinity or NaN of the base, such as an attention mask's: what was sent stays.
+        """
         if not tensor.averaged:
             yield from self.update.pieces(tensor)
             return
         for (where, values), (_, before) in zip(self.update.pieces(tensor), self.base.pieces(tensor), strict=True):
             start = before.astype(np.float64)
-            yield where, start + (values - start) * self.scale
+            with np.errstate(invalid="ignore"):
+                moved = start + (values - start) * self.scale
+            yield where, np.where(np.isfinite(start), moved, values)
 
 
 def clipped(update: Weights, base: Weights, most: float) -> Weights | Clipped:
     """The update, its step scaled down to the norm `most` where it is longer."""
     norm = step_norm(update, base)
-    return Clipped(update, base, most / norm) if norm > most else update
+    return update if norm <= most else Clipped(update, base, most / norm)
 
 
 def step_norm(update: Weights, base: Weights) -> float:
-    """The Euclidean norm of the step that an update takes from the base, over all float tensors."""
+    """The Euclidean norm of the step that an update takes from the base, over all float tensors.
+
+    The update was checked: where its step is not finite, the base is not, and there is none to be measured.
+    """
     total = 0.0
     with np.errstate(over="ignore"):  # an infinite norm is clipped to nothing
         for tensor in base.layout.tensors:
             if tensor.averaged:
                 for (_, values), (_, before) in zip(update.pieces(tensor), base.pieces(tensor), strict=True):
                     step = np.subtract(values, before, dtype=np.float64)
-                    total += float(np.dot(step, step))
+                    if not math.isfinite(squares := float(np.dot(step, step))):
+                        step[~np.isfinite(step)] = 0.0
+                        squares = float(np.dot(step, step))
+                    total += squares
     return math.sqrt(total)
 
 
@@ -242,12 +254,17 @@ def _values(body: Place, start: int, stop: int, dtype: np.dtype[Any]) -> Array:
 
 
 def mean_metrics(reported: list[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
-    """Each metric's mean by examples, over the clients that sent it: pairs of examples and metrics."""
+    """Each metric's mean by examples, over the clients that sent it: pairs of examples and metrics.
+
+    Clients choose the names, so of more than `MOST_METRICS` only those are kept that most examples were sent with.
+    """
     sums: dict[str, float] = {}
     weights: dict[str, int] = {}
     for examples, metrics in reported:
         for name, value in metrics.items():
             sums[name] = sums.get(name, 0.0) + examples * value
             weights[name] = weights.get(name, 0) + examples
-    means: dict[str, Any] = {name: sums[name] / weights[name] for name in sorted(sums)}
-    return {name: value for name, value in means.items() if np.isfinite(value)}
+    means = {name: total / weights[name] for name, total in sums.items()}
+    finite = (name for name, value in means.items() if math.isfinite(value))
+    kept = sorted(finite, key=lambda name: (-weights[name], name))[:MOST_METRICS]
+    return {name: means[name] for name in sorted(kept)}

@@ -10,7 +10,8 @@ import asyncio
 import mmap
 import os
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
@@ -20,13 +21,18 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.payload import Payload
 
 from fedota.errors import FedotaError
-from fedota.runtime.places import PIECE, Place, put
+from fedota.runtime.places import PIECE, Place, Spooled, put, room
 
 STALL: Final = 20.0  # seconds without a byte after which a body is cut off
 _DEAF: Final = 300.0  # seconds without a byte taken after which a reader is given up
 _SLOWEST: Final = 16_384  # bytes a second: whoever is slower takes a place from those who are not
 _SMALL: Final = 1 << 18  # bytes below which a connection of its own costs more than the copies
 _BURST: Final = 4 * PIECE  # bytes that one connection may send before others have their turn
+_AT_ONCE: Final = 4  # turns of the event loop in which a transport's small buffer should be empty
+_ENCRYPTED: Final = 1 << 14  # bytes that go through TLS at once: a record, and as much may wait in memory
+_THROUGH_TLS: Final = asyncio.Semaphore(512)  # files that are sent at the same time; each costs some 200 KB
+_STAGE: Final = 1 << 18  # bytes of a body that wait in memory for the disk
+_WRITERS: Final = ThreadPoolExecutor(4, "write")  # of their own: a slow disk must not hold up what else needs a thread
 _TAKEN_OVER: Final = web.RequestKey("taken_over", bool)
 
 # Sends more to a socket, given its descriptor: the number of bytes, 0 when all are sent. It may raise BlockingIOError.
@@ -43,6 +49,18 @@ class _Direct(asyncio.BufferedProtocol):
         self._transport = transport
         self._place = place
         self._left = length
+        self._returned = False
+
+    def begin(self, early: bytes) -> None:
+        """Take what was read by other means, and then what comes."""
+        put(self._place, early)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if not self._left:
+            self._end(None)
+        elif not self._returned and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._place.room()[: self._left]
@@ -58,7 +76,7 @@ class _Direct(asyncio.BufferedProtocol):
         if not self._left:
             self._end(None)
 
-    def _end(self, error: Exception | None) -> None:
+    def _end(self, error: BaseException | None) -> None:
         self.give_back()
         if self.done.done():
             return
@@ -70,8 +88,14 @@ class _Direct(asyncio.BufferedProtocol):
 
     def give_back(self) -> None:
         """Put the connection's own protocol in its place again; it is not given more to read."""
+        if self._returned or self._transport.is_closing():
+            return
+        self._returned = True
         self._transport.pause_reading()
         self._transport.set_protocol(self._own)
+
+    async def settled(self) -> None:
+        """Return when what came is in its place, and nothing more will come there."""
 
     def eof_received(self) -> bool:
         return False
@@ -87,6 +111,74 @@ class _Direct(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._own.resume_writing()
+
+
+class _Staged(_Direct):
+    """The same into a file, which is written beside the event loop: a slow disk makes whoever writes wait for seconds.
+
+    What comes meanwhile is gathered in `_STAGE` bytes. When they are full no more is read until they are written.
+    """
+
+    def __init__(self, own: Any, transport: asyncio.Transport, place: Spooled, length: int) -> None:
+        super().__init__(own, transport, place, length)
+        self._file = place
+        self._stage = room(_STAGE)
+        self._filled = 0
+        self._begun = 0  # bytes of the stage that are written, or being written
+        self._writing: asyncio.Future[None] | None = None
+
+    def begin(self, early: bytes) -> None:
+        if early:
+            self._write(memoryview(early))
+        else:
+            self._go_on()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._stage[self._filled :][: self._left]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.received += nbytes
+        self._left -= nbytes
+        self._filled += nbytes
+        if not self._left or self._filled == len(self._stage):
+            self._transport.pause_reading()
+        if self._writing is None:
+            self._write_on()
+
+    def _write_on(self) -> None:
+        piece, self._begun = self._stage[self._begun : self._filled], self._filled
+        self._write(piece)
+
+    def _write(self, piece: memoryview) -> None:
+        self._writing = asyncio.get_running_loop().run_in_executor(_WRITERS, self._file.copy, piece)
+        self._writing.add_done_callback(self._written)
+
+    def _written(self, writing: asyncio.Future[None]) -> None:
+        self._writing = None
+        if (error := writing.exception()) is not None:
+            self._end(error)
+        elif self._begun < self._filled:
+            self._write_on()
+        else:
+            self._begun = self._filled = 0
+            self._go_on()
+
+    async def settled(self) -> None:
+        while self._writing is not None:
+            await _finished(self._writing)
+
+
+async def _finished(work: asyncio.Future[Any]) -> None:
+    """Wait for work in a thread, which cannot be cancelled: whoever is, must not go on before it has ended."""
+    cancelled: asyncio.CancelledError | None = None
+    while True:
+        try:
+            await asyncio.wait([work])
+            break
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
 
 
 async def read_body(request: web.Request, place: Place) -> None:
@@ -145,18 +237,18 @@ async def _straight(
     """From the socket to its place, after what aiohttp has read already."""
     transport.pause_reading()
     early = content.read_nowait(-1)
-    put(place, early)
-    if len(early) == length:
-        return
-    direct = _Direct(protocol, transport, place, length - len(early))
+    left = length - len(early)
+    if isinstance(place, Spooled):
+        direct: _Direct = _Staged(protocol, transport, place, left)
+    else:
+        direct = _Direct(protocol, transport, place, left)
     transport.set_protocol(direct)
-    transport.resume_reading()
     try:
+        direct.begin(early)
         await _progressing(direct)
-    except BaseException:
-        if not transport.is_closing():
-            direct.give_back()  # the place may be another's from now on: not one more byte may go there
-        raise
+    finally:
+        direct.give_back()  # the place may be another's from now on: not one more byte may go there
+        await direct.settled()
 
 
 async def _progressing(direct: _Direct) -> None:
@@ -180,10 +272,19 @@ async def _copied(content: StreamReader, place: Place) -> None:
             return
         if len(piece) > place.size - place.received:
             raise _too_large(place.size)
-        put(place, piece)
+        await _stored(place, piece)
         received += len(piece)
         if _too_slow(received, began):
             raise _stalled(received, began)
+
+
+async def _stored(place: Place, data: bytes) -> None:
+    if not isinstance(place, Spooled):
+        put(place, data)
+        return
+    writing = asyncio.get_running_loop().run_in_executor(_WRITERS, place.copy, memoryview(data))
+    await _finished(writing)
+    writing.result()
 
 
 def _too_slow(received: int, began: float) -> bool:
@@ -222,7 +323,7 @@ class Parts(Payload):
         if not _is_plain(transport) or (self._size or 0) < _SMALL:
             for part in self._value:
                 for start in range(0, len(part), PIECE):
-                    await writer.write(part[start : start + PIECE])
+                    await _taken(writer.write(part[start : start + PIECE]))
             return
         writer.send_headers()
         await _poured(transport, _from_memory(self._value))
@@ -242,7 +343,19 @@ def mapped(path: Path) -> memoryview:
 
 
 async def send_file(request: web.Request, path: Path, tag: str = "") -> web.StreamResponse:
-    """A file, or the range of it that is asked for, from the page cache to the socket. `tag` names its content."""
+    """A file, or the range of it that is asked for, from the page cache to the socket. `tag` names its content.
+
+    Through TLS it goes by memory, of which there is only so much: beyond that this raises `unavailable`.
+    """
+    if _is_plain(request.transport):
+        return await _send_file(request, path, tag)
+    if _THROUGH_TLS.locked():  # nobody waits in line: who is told to come back costs nothing
+        raise FedotaError("unavailable", "Too many fetch the model at once. Ask again.", retry_after=5)
+    async with _THROUGH_TLS:
+        return await _send_file(request, path, tag)
+
+
+async def _send_file(request: web.Request, path: Path, tag: str) -> web.StreamResponse:
     size = path.stat().st_size
     response = web.StreamResponse(headers={"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"})
     if tag:
@@ -282,10 +395,34 @@ async def _send_span(
             writer.send_headers()
             await _poured(request.transport, _from_file(descriptor, span))
         else:
-            for start in range(span.start, span.stop, _SMALL):
-                await response.write(os.pread(descriptor, min(_SMALL, span.stop - start), start))
+            await _written(request, response, descriptor, span)
     finally:
         os.close(descriptor)
+
+
+async def _written(request: web.Request, response: web.StreamResponse, descriptor: int, span: range) -> None:
+    """Through the transport. Raises `ConnectionError` when the reader takes nothing, or far too slowly."""
+    transport, began = request.transport, monotonic()
+    if transport is None:
+        raise _broken()
+    transport.set_write_buffer_limits(high=_ENCRYPTED)
+    try:
+        for start in range(span.start, span.stop, _ENCRYPTED):
+            await _taken(response.write(os.pread(descriptor, min(_ENCRYPTED, span.stop - start), start)))
+            if _too_slow(start - span.start, began):
+                raise _broken()
+    except ConnectionError:
+        transport.abort()  # closed in peace it would wait for what it holds to be taken
+        raise
+
+
+async def _taken(writing: Awaitable[None]) -> None:
+    """Wait until a piece is written. Raises `ConnectionResetError` when nothing of it is taken."""
+    try:
+        async with asyncio.timeout(_DEAF):
+            await writing
+    except TimeoutError:
+        raise _broken() from None
 
 
 def _is_plain(transport: Any) -> bool:
@@ -330,12 +467,7 @@ def _from_file(descriptor: int, span: range) -> _Step:
 
 async def _poured(transport: Any, step: _Step) -> None:
     """Send past the transport, whose own writes come before; returns when all is sent."""
-    while transport.get_write_buffer_size():
-        if transport.is_closing():
-            raise _broken()
-        await asyncio.sleep(0 if transport.get_write_buffer_size() < _SMALL else 0.01)
-    if transport.is_closing():
-        raise _broken()
+    await _emptied(transport)
     loop = asyncio.get_running_loop()
     socket = os.dup(transport.get_extra_info("socket").fileno())  # a loop watches a transport's own one itself
     pouring = _Pouring(step, socket)
@@ -345,6 +477,18 @@ async def _poured(transport: Any, step: _Step) -> None:
     finally:
         loop.remove_writer(socket)
         os.close(socket)
+
+
+async def _emptied(transport: Any) -> None:
+    """Wait until the transport's own writes are out. Raises `ConnectionResetError` when they do not get there."""
+    turns, began = 0, monotonic()
+    while transport.get_write_buffer_size() and not transport.is_closing():
+        if monotonic() - began > _DEAF:
+            raise _broken()
+        await asyncio.sleep(0 if turns < _AT_ONCE else 0.01)  # mostly it is but the headers, and out at once
+        turns += 1
+    if transport.is_closing():
+        raise _broken()
 
 
 class _Pouring:

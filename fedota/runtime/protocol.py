@@ -122,7 +122,8 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
 
     `selected` is None until the selector has picked its share. `reported` updates were accepted; `contributions` say
     of which organizations, and what was refused. `closed` when it accepts no more updates. `claimed` are the tickets
-    that other selectors had given out. `shares` are all selectors', by life, as the orders told them.
+    of accepted updates that other lives had given out, each with that life. `shares` are all selectors', by life, as
+    the orders told them.
     """
 
     cohort: str
@@ -136,7 +137,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     reported: int = 0
     contributions: list[Contribution] = []
     refusals: list[Refusal] = []
-    claimed: list[str] = []
+    claimed: dict[str, str] = {}
     closed: bool = False
 
 

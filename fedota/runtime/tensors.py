@@ -14,9 +14,11 @@ from safetensors import SafetensorError, safe_open
 
 from fedota.errors import FedotaError
 from fedota.runtime.places import Place, whole
+from fedota.runtime.protocol import HEADER_SLACK
 
 Array = NDArray[Any]
 _PREFIX: Final = 8  # bytes: the header's length, little endian
+_SAID: Final = 8  # dimensions of a shape that are told; there may be thousands
 
 # `bfloat16` and 8-bit floats have no numpy type: their sum could not be checked here.
 DTYPES: Final[dict[str, np.dtype[Any]]] = {
@@ -101,6 +103,8 @@ def layout_in(body: Place, like: Layout | None = None) -> Layout:
     length = int.from_bytes(body.read(0, min(size, _PREFIX)), "little")
     if size < _PREFIX or length > size - _PREFIX:
         raise malformed("its header is cut off")
+    if like is not None and length > len(like.header) + HEADER_SLACK:  # it would be read, and copied, as a whole
+        raise malformed(f"its header has {length} bytes, far more than the model's")
     header = bytes(body.read(0, _PREFIX + length))
     with tempfile.TemporaryDirectory(prefix="fedota-") as directory:
         path = Path(directory) / "header"
@@ -137,8 +141,9 @@ def _tensors(path: Path) -> tuple[Tensor, ...]:
 
 
 def described(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
-    """A tensor's type in words, such as `float32[3, 4]`."""
-    return f"{dtype.name}[{', '.join(map(str, shape))}]"
+    """A tensor's type in words, such as `float32[3, 4]`; of many dimensions only the first ones."""
+    more = f", … {len(shape)} dimensions" if len(shape) > _SAID else ""
+    return f"{dtype.name}[{', '.join(map(str, shape[:_SAID]))}{more}]"
 
 
 def mismatch(layout: Layout, found: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> str | None:

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import msgspec
 
-from fedota.contracts.runtime import Resume
+from fedota.contracts.runtime import REPORT_BYTES, Resume
 from fedota.errors import FedotaError
 from fedota.events import Event, to_json
 from fedota.events.problems import (
@@ -27,7 +27,6 @@ from fedota.events.problems import (
 from fedota.events.rounds import Checkpoint, RoundUpdated, Stage
 from services.rounds.contributions import contributions_fault
 
-REPORT_BYTES: Final = 512 * 1024  # an event that NATS cannot carry would hold up all that come after it
 _NEXT: Final[dict[Stage, tuple[Stage, ...]]] = {
     "selection": ("selection", "configuration", "abandoned"),
     "configuration": ("reporting", "abandoned", "selection"),
@@ -212,13 +211,13 @@ def _checkpoint_fault(problem_id: str, checkpoint: Checkpoint | None) -> str | N
 
 
 def _require_members(state: State, update: RoundUpdated) -> None:
-    """Raise unless all who are named had a participation.
+    """Raise unless all whose updates count had a participation.
 
     One that was revoked since may be named: its update may be in a sum already, and no sum can be taken apart again.
-    The coordinator hears of it with the answer, and takes nothing more from it.
+    The coordinator hears of it with the answer, and takes nothing more from it. Of whom nothing was accepted, nothing
+    is asked: after the log was restored from an older copy, tokens may be in use of approvals that it has lost.
     """
-    named = dict.fromkeys([*update.participants, *(one.organization for one in update.contributions)])
-    if strangers := [name for name in named if name not in state.members]:
+    if strangers := [name for name in update.participants if name not in state.members]:
         raise _refused(f"Report {update.report}: {', '.join(strangers)} had no approved participation.")
 
 

@@ -26,7 +26,7 @@ from fedota.kernel.nats_accounts import PERMISSIONS, AccountKeys, Minted, Permis
 from fedota.kernel.relay import ensure_stream
 from tests.contract.ground import Ground
 from tests.contract.test_nats_accounts import STREAM_VERBS, Person, is_let_in, problem
-from tests.support.services import new_id
+from tests.support.services import new_id, until
 
 VERBS: Final = ("report", "resume", "revoked", "presign")
 _CONNECTIONS: Final = 16
@@ -44,6 +44,7 @@ class Prison:
         self.inside: Person
         self.neighbour: Person
         self.heard: list[str] = []
+        self.answers: set[str] = set()  # where the server will have the problem's requests answered
         self.asked: list[tuple[str, bytes]] = []
         self._witness = witness
 
@@ -71,6 +72,8 @@ class Prison:
 
     async def _hear(self, message: Msg) -> None:
         self.heard.append(message.subject)
+        if message.reply.startswith("_R_."):
+            self.answers.add(message.reply)
 
     @property
     def own(self) -> str:
@@ -83,14 +86,18 @@ class Prison:
         assert (await self.inside.client.request(self.own, b"last", timeout=5)).data == b"answer"
         await arrived(self._witness)
 
-    async def foreign(self) -> list[str]:
-        """What the witness heard that is neither the problem's own request nor the way of its answer."""
+    async def foreign(self, chosen: str = "") -> list[str]:
+        """What the witness heard that is neither the problem's own request nor the way of its answer.
+
+        That way is the server's to name: where the problem has `chosen` one, it is none.
+        """
         await self.settled()
-        return [
-            subject
-            for subject in self.heard
-            if subject not in {subjects.runtime(self.mine, verb) for verb in VERBS} and not subject.startswith("_R_.")
-        ]
+        own = {subjects.runtime(self.mine, verb) for verb in VERBS} | self.answers - {chosen}
+        return [subject for subject in self.heard if subject not in own]
+
+    async def is_cut_off(self) -> bool:
+        """Whether its connection has ended: nats-py gives up one that was told anything but a refusal."""
+        return self.inside.client.is_closed
 
     async def platform_answers(self) -> None:
         """Whoever else there is, they are served."""
@@ -201,9 +208,11 @@ REPLIES: Final[dict[str, Callable[[Prison], str]]] = {
 @pytest.mark.parametrize("name", REPLIES)
 async def test_the_reply_of_a_request_goes_nowhere_else(prison: Prison, name: str) -> None:
     """A permission to publish does not cover where a reply is sent: it stays in the problem's account all the same."""
+    reply = REPLIES[name](prison)
     for verb in VERBS:
-        await prison.inside.client.publish(subjects.runtime(prison.mine, verb), b"body", reply=REPLIES[name](prison))
-    assert await prison.foreign() == []
+        await prison.inside.client.publish(subjects.runtime(prison.mine, verb), b"body", reply=reply)
+    assert await prison.foreign(reply) == []
+    assert reply not in prison.answers
     await prison.stream_is_untouched()
 
 
@@ -261,8 +270,13 @@ async def test_its_connections_and_subscriptions_are_counted(prison: Prison, tmp
         for _ in range(_CONNECTIONS - 1):
             await stack.enter_async_context(Person.connect(prison.ground.servers.nats_url, path, "_INBOX"))
         assert not await is_let_in(prison.ground.servers.nats_url, path)
-    for number in range(2 * _SUBSCRIPTIONS):
+    for number in range(_SUBSCRIPTIONS // 2):
         await prison.inside.client.subscribe(f"_INBOX.{number}")
+    await arrived(prison.inside.client)
+    for number in range(_SUBSCRIPTIONS):
+        await prison.inside.client.subscribe(f"_INBOX.more.{number}")
+    await until(prison.is_cut_off, "the subscriptions beyond the limit are refused")
+    assert str(prison.inside.client.last_error) == "nats: maximum subscriptions exceeded"
     await prison.platform_answers()
 
 

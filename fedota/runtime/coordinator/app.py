@@ -28,6 +28,7 @@ from fedota.runtime.web import Handler, json_response, problems, require_key
 _START_SECONDS: Final = 25.0  # a launcher that waits longer than this for a process that says nothing gives it up
 _HOLD: Final = 5.0  # seconds that orders are awaited in one request
 _MOST_META: Final = 64 * 1024**2  # bytes
+_META_SECONDS: Final = 60.0  # in which they have to arrive
 _AT_ONCE: Final = 2  # sums that are read at the same time
 _TRAINING: Final = web.AppKey("training", Training)
 _TURNS: Final = web.AppKey("turns", asyncio.Semaphore)
@@ -139,8 +140,8 @@ async def _answer_claim(request: web.Request) -> web.Response:
 async def _take_partial(request: web.Request) -> web.Response:
     """A sum: the length of its `Meta` (8 bytes, little endian), the `Meta` in JSON, the numbers."""
     training = request.app[_TRAINING]
+    meta, before = await _meta(request.content)  # before it takes a turn: whoever falls silent here must not hold one
     async with request.app[_TURNS]:
-        meta, before = await _meta(request.content)
         collector = training.require_wanted(meta)
         if request.content_length != before + collector.size:
             raise FedotaError("invalid_request", "The sum is not of the model's size.")
@@ -155,10 +156,13 @@ async def _take_partial(request: web.Request) -> web.Response:
 
 async def _meta(source: StreamReader) -> tuple[Meta, int]:
     try:
-        (length,) = struct.unpack("<Q", await source.readexactly(8))
-        if length > _MOST_META:
-            raise FedotaError("too_large", f"What comes before the sum may have {_MOST_META} bytes.")
-        return msgspec.json.decode(await source.readexactly(length), type=Meta), 8 + length
+        async with asyncio.timeout(_META_SECONDS):
+            (length,) = struct.unpack("<Q", await source.readexactly(8))
+            if length > _MOST_META:
+                raise FedotaError("too_large", f"What comes before the sum may have {_MOST_META} bytes.")
+            return msgspec.json.decode(await source.readexactly(length), type=Meta), 8 + length
+    except TimeoutError:
+        raise FedotaError("unavailable", "What comes before the sum came too slowly. Hand it over again.") from None
     except (asyncio.IncompleteReadError, msgspec.DecodeError) as error:
         raise FedotaError("invalid_request", f"The sum does not begin as it should: {error}.") from None
 

@@ -60,19 +60,25 @@ class Collector:
             examples = sum(one.examples for one in meta.accepted)
             try:
                 await asyncio.to_thread(self._merge, numbers, examples, len(meta.accepted))
-            except OSError:  # from the disk, in the middle
+            except BaseException:  # in the middle, as far as one can know
                 self.damaged = self._closed = True
                 raise
             self.accepted |= {one.ticket: one for one in meta.accepted}
             self.lives[meta.life] = len(meta.accepted)
 
     async def close(self) -> WeightedSum:
-        """The total, to which nothing is added any more."""
+        """The total, to which nothing is added any more. Raises `RuntimeError` when it may hold a part of a sum."""
         async with self._lock:
             self._closed = True
+        self.require_whole()
         if self.total is None:
             raise RuntimeError("no sum was handed over")
         return self.total
+
+    def require_whole(self) -> None:
+        """Raise `RuntimeError` when the total may hold a part of a sum."""
+        if self.damaged:
+            raise RuntimeError("a sum could not be added as a whole: whoever comes next collects them anew")
 
     def _merge(self, numbers: Memory | Spooled, examples: int, count: int) -> None:
         if self.total is None and isinstance(numbers, Memory):

@@ -97,15 +97,21 @@ def begin(rules: Rules, resume: Resume, entry: Entry | None, base: ModelRef, now
     if entry is None or not entry.reports:
         round_, attempt = resume.round, resume.attempt
         if resume.finished:
-            return rounds.over(round=round_, attempt=attempt, base=base, now=now), []
+            return rounds.over(round=round_, attempt=attempt, base=base, now=now, ended=ended), []
         return rounds.start(rules, round=round_, attempt=attempt, base=base, now=now, ended=ended)
     (round_, attempt), last = entry.position, entry.reports[-1]
     keys = [one.checkpoint.key for one in entry.reports if one.checkpoint]
     if last.final:
-        reason = words.farewell(last)
-        return rounds.over(
-            round=last.round, attempt=last.attempt, base=base, now=now, unrecorded=keys, reason=reason
-        ), []
+        state = rounds.over(
+            round=last.round,
+            attempt=last.attempt,
+            base=base,
+            now=now,
+            unrecorded=keys,
+            ended=ended,
+            reason=words.farewell(last),
+        )
+        return state, []
     return rounds.start(rules, round=round_, attempt=attempt, base=base, now=now, unrecorded=keys, ended=ended)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,7 @@ from fedota.runtime.coordinator.platform import Platform
 _PIECE: Final = 1 << 20
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
 _THERE: Final = 412  # the object is there already: its key is made of its content
+_CODE: Final = re.compile(r"<Code>([A-Za-z]{1,64})</Code>")
 _log = structlog.get_logger(__name__)
 
 
@@ -76,7 +78,9 @@ class Objects:
                 signed.url, data=Parts([body]), headers=headers, timeout=_TIMEOUT, skip_auto_headers={"Content-Type"}
             ) as reply:
                 if reply.status >= 300 and reply.status != _THERE:
-                    raise StoreError(f"PUT of {key} was answered with {reply.status}: {(await reply.text())[:200]}")
+                    text = await reply.text(errors="replace")
+                    _log.warning("the object store refused", key=key, status=reply.status, reply=text[:1000])
+                    raise StoreError(f"PUT of {key} was answered with {reply.status}{_code(text)}")
         except (aiohttp.ClientError, TimeoutError) as error:
             raise StoreError(f"PUT of {key} failed: {_said(error)}") from None
 
@@ -85,6 +89,12 @@ def _said(error: Exception) -> str:
     """What went wrong, not in the error's own words: those may hold the URL, and with it the right to use it."""
     number = error.errno if isinstance(error, OSError) else None
     return os.strerror(number) if number and number > 0 else type(error).__name__
+
+
+def _code(text: str) -> str:
+    """S3's code of an error; the rest names hosts and keys, differs with each answer, and is not for everybody."""
+    found = _CODE.search(text)
+    return f" ({found[1]})" if found else ""
 
 
 def _sha256(path: Path) -> str:

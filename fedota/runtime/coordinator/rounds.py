@@ -72,7 +72,14 @@ def start(
 
 
 def over(
-    *, round: int, attempt: int, base: ModelRef, now: float, unrecorded: Sequence[str] = (), reason: str = FINISHED
+    *,
+    round: int,
+    attempt: int,
+    base: ModelRef,
+    now: float,
+    unrecorded: Sequence[str] = (),
+    ended: Ended | None = None,
+    reason: str = FINISHED,
 ) -> State:
     """A coordinator begins again after the run's last round: there is nothing left to do but to say so."""
     return State(
@@ -83,6 +90,7 @@ def over(
         began=now,
         until=math.inf,
         unrecorded=list(unrecorded),
+        ended=ended,
         finished=reason,
     )
 
@@ -180,6 +188,8 @@ def _joined(cohort: Cohort, told: Told) -> Cohort:
     joined = _changed(cohort, members={**cohort.members, told.life: member})
     if any(cohort.claims.get(ticket, told.life) != told.life for ticket in held.claimed):
         return _lose(joined, told.life)  # it counts a client that another selector counts
+    for issuer in held.claimed.values():  # a coordinator that was killed had granted it: it has to be known again
+        joined = _lose(joined, issuer)
     return _changed(joined, claims={**cohort.claims, **dict.fromkeys(held.claimed, told.life)})
 
 

@@ -93,8 +93,6 @@ class Training:
         self._digests = [begins.sha256]
         self._storing.restore([one.checkpoint for one in entry.reports if one.checkpoint] if entry else [])
         await asyncio.to_thread(self._models.mkdir, mode=0o700, exist_ok=True)
-        for draft in self._models.glob("*.new"):
-            draft.unlink()
         await self._sweep()
         await self._have(begins, trouble)
         self._base = ModelRef(sha256=begins.sha256, size=begins.size)
@@ -280,8 +278,11 @@ class Training:
         """Hear who was revoked, for ever: in a round in which nothing is reported for long, too."""
         while True:
             await asyncio.sleep(_ATTENTION)
+            recorded = self.reporter.number
             with suppress(FedotaError, msgspec.DecodeError):  # whoever sends reports says that nobody answers
-                self.happened(Revoked(organizations=await self._platform.revoked()))
+                revoked = await self._platform.revoked()
+                if self.reporter.number == recorded:  # else a report's answer may be the newer one
+                    self.happened(Revoked(organizations=revoked))
 
     async def store(self) -> None:
         """Store the checkpoints, in order, beside the training."""
@@ -344,9 +345,9 @@ class Training:
             _log.error("a sum was refused", life=meta.life, error=str(error))
             self.happened(Spoiled(life=meta.life, cohort=meta.cohort))
             raise
-        except OSError:
-            self._due.set()  # `conclude` sees that the total is damaged
-            raise
+        finally:
+            if collector.damaged:
+                self._due.set()  # `conclude` sees it
         if collector is self.collector:
             given = of_updates(meta.accepted)
             reported = len(meta.accepted)
@@ -357,8 +358,8 @@ class Training:
         while True:
             await self._due.wait()
             self._due.clear()
-            if self._collector is not None and self._collector[1].damaged:
-                raise RuntimeError("a sum could not be read again from the disk: whoever comes next collects them anew")
+            if self._collector is not None:
+                self._collector[1].require_whole()
             if self.state.phase == "aggregating":
                 await self._conclude()
 
@@ -407,10 +408,10 @@ class Training:
         return ModelRef(sha256=sha256.hexdigest(), size=size)
 
     async def _sweep(self) -> None:
-        """Remove the weights that nobody needs any more."""
-        needed = {self.model_file(sha256) for sha256 in (*self._digests, *self._storing.digests)}
-        doomed = set(self._models.glob("*.safetensors")) - needed
-        await asyncio.to_thread(_remove, doomed)
+        """Remove the weights that nobody needs any more. A draft of those that are needed stays: a download goes on."""
+        needed = {self.model_file(sha256).stem for sha256 in (*self._digests, *self._storing.digests)}
+        there = [*self._models.glob("*.safetensors"), *self._models.glob("*.new")]
+        await asyncio.to_thread(_remove, [path for path in there if path.stem not in needed])
 
 
 def _remove(paths: Iterable[Path]) -> None:

@@ -2,20 +2,25 @@
 
 from datetime import UTC, datetime
 from itertools import accumulate
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
+from fedota.contracts.runtime import REPORT_BYTES
 from fedota.events import to_json
 from fedota.events.problems import Plan
-from fedota.events.rounds import Contribution, RoundUpdated, Stage
+from fedota.events.rounds import Contribution, Refusal, RoundUpdated, Stage
 from fedota.runtime.contributions import counted, merged, refused
 from fedota.runtime.coordinator.shares import available
 from fedota.runtime.coordinator.state import Cohort, Result, Rules, State
 
 MOST_REFUSALS: Final = 50  # told in a report; all of them are counted in its contributions
 MOST_CONTRIBUTIONS: Final = 2000  # told in a report; all of those of a completed round are in its manifest
-_CONTRIBUTIONS_SIZE: Final = 256 * 1024  # bytes; a report that is too large is not recorded
+_CONTRIBUTIONS_SIZE: Final = 256 * 1024  # bytes of JSON, as all that follow; a report that is too large is not recorded
+_PARTICIPANTS_SIZE: Final = 256 * 1024
+_MARGIN: Final = 16 * 1024  # for what a report is given later: its number, words on where its checkpoint is
+_LONGEST: Final = 500  # characters of what others say
+T = TypeVar("T")
 FINISHED: Final = "The training is finished."
 _STAGES: Final[dict[str, Stage]] = {
     "settling": "selection",
@@ -30,7 +35,7 @@ def report(rules: Rules, state: State, now: float) -> RoundUpdated:
     plan, cohort = rules.plan, state.cohort
     members = list(cohort.counting.values()) if cohort else []
     contributions = merged(*(member.contributions for member in members))
-    return RoundUpdated(
+    told = RoundUpdated(
         problem_id=rules.problem_id,
         run=rules.run,
         report=0,
@@ -43,11 +48,16 @@ def report(rules: Rules, state: State, now: float) -> RoundUpdated:
         selected=cohort.selected if cohort else 0,
         reported=cohort.reported if cohort else 0,
         participants=[one.organization for one in contributions if one.updates],
-        refusals=[refusal for member in members for refusal in member.refusals][:MOST_REFUSALS],
+        refusals=[_short(refusal) for member in members for refusal in member.refusals][:MOST_REFUSALS],
         examples=sum(one.examples for one in contributions),
         seconds=round(max(0.0, now - state.began), 3),
         reason=reason(rules, state),
     )
+    return _naming(told, contributions)
+
+
+def _short(refusal: Refusal) -> Refusal:
+    return msgspec.structs.replace(refusal, detail=refusal.detail[:_LONGEST])
 
 
 def given(cohort: Cohort | None, result: Result | None = None) -> list[Contribution]:
@@ -63,20 +73,36 @@ def given(cohort: Cohort | None, result: Result | None = None) -> list[Contribut
 
 def telling(update: RoundUpdated, contributions: list[Contribution]) -> RoundUpdated:
     """The report with contributions: of too many the largest, and then it says so."""
-    told = _largest(contributions)
+    update = _naming(update, contributions)
+    room = min(_CONTRIBUTIONS_SIZE, REPORT_BYTES - _MARGIN - len(to_json(update)))
+    told = _first(_by_examples(contributions)[:MOST_CONTRIBUTIONS], room)
     left_out = len(contributions) - len(told)
     note = f"; contributions of {left_out} more organizations are not told here" if left_out else ""
+    told.sort(key=lambda one: one.organization)
     return msgspec.structs.replace(update, contributions=told, reason=update.reason + note)
 
 
-def _largest(contributions: list[Contribution]) -> list[Contribution]:
-    """As many as a report may hold, by organization."""
-    if len(contributions) <= MOST_CONTRIBUTIONS and len(to_json(contributions)) <= _CONTRIBUTIONS_SIZE:
-        return contributions
-    ordered = sorted(contributions, key=lambda one: (-one.examples, one.organization))[:MOST_CONTRIBUTIONS]
-    sizes = accumulate(len(to_json(one)) + 1 for one in ordered)
-    kept = [one for one, size in zip(ordered, sizes, strict=True) if size < _CONTRIBUTIONS_SIZE]
-    return sorted(kept, key=lambda one: one.organization)
+def _naming(update: RoundUpdated, contributions: list[Contribution]) -> RoundUpdated:
+    """The report with its participants: of too many those who gave most, and then it says so.
+
+    Then there is no room to tell the contributions of all who are named, so what is told is only a part of the counts.
+    """
+    named = _first([one.organization for one in _by_examples(contributions) if one.updates], _PARTICIPANTS_SIZE)
+    left_out = sum(1 for one in contributions if one.updates) - len(named)
+    if not left_out:
+        return update
+    note = f"; {left_out} more organizations that gave updates are not named here"
+    return msgspec.structs.replace(update, participants=sorted(named), reason=update.reason + note)
+
+
+def _by_examples(contributions: list[Contribution]) -> list[Contribution]:
+    return sorted(contributions, key=lambda one: (-one.examples, one.organization))
+
+
+def _first(all_: list[T], room: int) -> list[T]:
+    """As many of them as have room in JSON."""
+    ends = accumulate(len(to_json(one)) + 1 for one in all_)
+    return [one for one, end in zip(all_, ends, strict=True) if end <= room]
 
 
 def beyond_cap(plan: Plan, state: State) -> str:
@@ -128,8 +154,13 @@ def unstored(completed: RoundUpdated, waiting: int, why: str) -> RoundUpdated:
         contributions=[],
         checkpoint=None,
         final=False,
-        reason=f"{have} {_have(completed.goal_count)} reported; the checkpoint is being stored: {why}{others}",
+        reason=f"{have} {_have(completed.goal_count)} reported; the checkpoint is being stored: {_plain(why)}{others}",
     )
+
+
+def _plain(text: str) -> str:
+    """What others say, short and without control characters: none of them can be recorded or shown."""
+    return "".join(char if char.isprintable() else " " for char in text[:_LONGEST])
 
 
 def clients(count: int) -> str:

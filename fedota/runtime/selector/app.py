@@ -35,7 +35,7 @@ from fedota.runtime.protocol import (
     Metrics,
     Received,
 )
-from fedota.runtime.selector.cohort import Cohort, already_reported
+from fedota.runtime.selector.cohort import Cohort, SumLostError, already_reported
 from fedota.runtime.selector.crowding import Crowding
 from fedota.runtime.selector.pool import Waiting
 from fedota.runtime.selector.selecting import Selecting
@@ -44,7 +44,11 @@ from fedota.runtime.selector.uploads import Upload
 from fedota.runtime.tickets import Ticket
 from fedota.runtime.web import bearer, json_response, problem_response, problems
 
-READ_BUFFER: Final = 1 << 16  # bytes of a body that may wait for us in memory, for each connection
+SERVER: Final[dict[str, Any]] = {
+    "handler_cancellation": True,  # a client that goes away must not be selected: its request ends with its connection
+    "read_bufsize": 1 << 14,  # bytes of a body that may wait for us in memory, for each connection
+    "keepalive_timeout": 75,  # seconds that a connection may stand idle; aiohttp would hold a stranger's for an hour
+}
 _CLIENT: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _NUMBER: Final = re.compile(r"[0-9]{1,10}", re.ASCII)
 _BYTES: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
@@ -276,12 +280,13 @@ class Doors:
         assert place is not None
         try:
             update = await asyncio.to_thread(checked, cohort.layout, place)
-            self._selecting.require_participation(ticket.organization)
+            require = self._selecting.require_participation
             try:
-                await cohort.count(ticket, update, sent.examples, sent.metrics)
-            except OSError as error:  # from the disk, with the update perhaps half in the sum
-                _log.error("an update could not be read again", error=str(error))
-                self._selecting.begin_again()
+                await cohort.count(ticket, update, sent.examples, sent.metrics, require)
+            except SumLostError as error:
+                _log.error("a sum was lost", exc_info=error)
+                if self._selecting.cohort is cohort:  # else it is over, and its sum of no more use
+                    self._selecting.begin_again()
                 raise FedotaError("unavailable", "The selector lost its sum. Send the update again.") from None
         finally:
             spool.release(place)

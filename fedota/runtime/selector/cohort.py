@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +19,11 @@ from fedota.runtime.tensors import Layout
 from fedota.runtime.tickets import Ticket
 
 MOST_REFUSALS: Final = 50
+MOST_WORDS: Final = 500  # characters of each
+
+
+class SumLostError(Exception):
+    """An update broke off while it was added: the sum holds it by half, and is of no use any more."""
 
 
 class Cohort:
@@ -35,7 +42,7 @@ class Cohort:
         self.issued: dict[Waiting, str] = {}
         self.accepted: dict[str, Accepted] = {}
         self.uploads = Uploads()
-        self.claimed: set[str] = set()
+        self.claimed: dict[str, str] = {}  # tickets of other lives that may be accepted here, and the lives
         self.refusals: list[Refusal] = []
         self._sum: WeightedSum | None = None
         self._contributions = Contributions()
@@ -62,15 +69,27 @@ class Cohort:
         """The ticket that a client got and has not used: perhaps it never heard of it."""
         return None if self.closed else self.issued.get(who)
 
-    async def count(self, ticket: Ticket, update: Weights, examples: int, metrics: dict[str, float]) -> None:
-        """Add a checked update. Raises `round_over` when the cohort was closed meanwhile."""
+    async def count(
+        self,
+        ticket: Ticket,
+        update: Weights,
+        examples: int,
+        metrics: dict[str, float],
+        require_participation: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Add a checked update. Raises `round_over` when the cohort was closed meanwhile.
+
+        `require_participation` is asked when its turn has come, which may be long after it was sent. After
+        `SumLostError` nothing is left of the sum, and nothing more is taken.
+        """
         arrived, weight = time.time(), min(examples, self.work.examples_per_update or examples)
         async with self.lock:
             if ticket.id in self.accepted:  # sent twice, each time by a client that did not wait for the answer
                 raise already_reported()
             if self.closed:
                 raise _round_over()
-            is_clipped = await asyncio.to_thread(self._add, update, weight)
+            require_participation(ticket.organization)
+            is_clipped = await self._added(update, weight)
             self.accepted[ticket.id] = accepted = Accepted(
                 ticket=ticket.id,
                 organization=ticket.organization,
@@ -83,6 +102,16 @@ class Cohort:
             self._contributions.accept(accepted)
             self.issued.pop(Waiting(ticket.organization, ticket.client), None)
 
+    async def _added(self, update: Weights, weight: int) -> bool:
+        try:
+            return await asyncio.to_thread(self._add, update, weight)
+        except FedotaError:
+            raise  # nothing was added yet
+        except Exception as error:  # whatever it was, half of the update may be in the sum: nobody may have that
+            self.closed, self._sum = True, None
+            self.accepted.clear()
+            raise SumLostError(str(error) or type(error).__name__) from error
+
     def _add(self, update: Weights, weight: int) -> bool:
         """Add it; whether it was clipped."""
         if self._sum is None:
@@ -90,7 +119,12 @@ class Cohort:
         if self.work.clip_norm is None or self.base is None:
             self._sum.add(update, weight)
             return False
-        with opened(self.base) as base:
+        with ExitStack() as stack:
+            try:
+                base = stack.enter_context(opened(self.base))
+            except OSError as error:  # too many files are open, or the cohort was dropped meanwhile
+                why = f"The round's weights could not be opened ({error.strerror}). Send the update again."
+                raise FedotaError("unavailable", why, retry_after=1) from error
             step = clipped(update, Weights(self.layout, base), self.work.clip_norm)
             self._sum.add(step, weight)
         return step is not update
@@ -100,9 +134,8 @@ class Cohort:
         self._contributions.refuse(organization, error.problem.code)
         if len(self.refusals) < MOST_REFUSALS:
             problem = error.problem
-            self.refusals.append(
-                Refusal(organization=organization, code=problem.code, detail=problem.detail or problem.title)
-            )
+            detail = (problem.detail or problem.title)[:MOST_WORDS]  # what was sent may be quoted in it
+            self.refusals.append(Refusal(organization=organization, code=problem.code, detail=detail))
 
     def held(self) -> Held:
         """What the coordinator is told of it."""
@@ -118,8 +151,8 @@ class Cohort:
             reported=len(self.accepted),
             contributions=self._contributions.told,
             refusals=list(self.refusals),
-            claimed=sorted(self.claimed & self.accepted.keys()),
-            closed=self.closed,
+            claimed={ticket: life for ticket, life in self.claimed.items() if ticket in self.accepted},
+            closed=self.closed and not self.lock.locked(),  # an update that is being added still counts
         )
 
     def meta(self, life: str, collection: str) -> Meta:

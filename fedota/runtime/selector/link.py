@@ -32,7 +32,10 @@ from fedota.tls import client_context
 
 A = TypeVar("A")
 _SHORT: Final = aiohttp.ClientTimeout(total=10)
-_LONG: Final = aiohttp.ClientTimeout(total=3600, sock_connect=5)  # a body that stalls is noticed sooner
+# Between two heartbeats and the end of the lease there is time for two of these: one message may be swallowed.
+_TELL: Final = aiohttp.ClientTimeout(total=4)
+# A body that stalls is noticed sooner. An answer may wait for other sums to be added; one that never comes is given up.
+_LONG: Final = aiohttp.ClientTimeout(total=3600, sock_connect=5, sock_read=40)
 
 
 class Link:
@@ -56,7 +59,7 @@ class Link:
 
     async def tell(self, told: Told) -> None:
         """Say how things stand here."""
-        await self._send("POST", STATES, to_json(told), _SHORT)
+        await self._send("POST", STATES, to_json(told), _TELL)
 
     async def orders(self) -> Orders | None:
         """New orders; None when there were none for some seconds."""

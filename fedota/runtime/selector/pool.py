@@ -32,6 +32,19 @@ class Pool:
     def __len__(self) -> int:
         return len(self._waiters)
 
+    def admits(self, who: Waiting) -> bool:
+        """Whether a client may wait. In a full pool the organization with the most gives way to one with fewer.
+
+        Clients name themselves: a single one may pose as so many that nobody else would get in.
+        """
+        if len(self._waiters) < MOST_WAITING or who in self._waiters:
+            return True
+        largest, most = self._organizations.most_common(1)[0]
+        if self._organizations[who.organization] + 1 >= most:
+            return False
+        self._answer(next(one for one in self._waiters if one.organization == largest))
+        return True
+
     @property
     def organizations(self) -> dict[str, int]:
         """How many wait, by their organization."""
@@ -111,10 +124,14 @@ class Pool:
     def dismiss(self, organizations: Collection[str] | None = None) -> None:
         """Answer everybody, or those of some organizations: there is nothing for them to wait for."""
         for who in [who for who in self._waiters if organizations is None or who.organization in organizations]:
-            waiter = self._take(who)
-            if not waiter.done():
-                waiter.set_result(None)
+            self._answer(who)
         self._changed()
+
+    def _answer(self, who: Waiting) -> None:
+        """Let one go without a ticket."""
+        waiter = self._take(who)
+        if not waiter.done():
+            waiter.set_result(None)
 
 
 def _within(quotas: Mapping[str, int], people: Iterable[Waiting]) -> Iterator[Waiting]:

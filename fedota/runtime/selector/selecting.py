@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -32,7 +33,7 @@ from fedota.runtime.protocol import (
 from fedota.runtime.selector.cohort import Cohort
 from fedota.runtime.selector.link import Link
 from fedota.runtime.selector.pace import Pace
-from fedota.runtime.selector.pool import MOST_WAITING, Pool, Waiting
+from fedota.runtime.selector.pool import Pool, Waiting
 from fedota.runtime.selector.spool import Spool
 from fedota.runtime.tensors import Layout, read_layout
 from fedota.runtime.tickets import Ticket, Tickets
@@ -41,6 +42,7 @@ _HEARTBEAT: Final = 5.0  # seconds; a third of the silence after which the coord
 _GATHERING: Final = 2.0  # seconds that a selection waits for clients between two long polls
 _LONGEST_DELAY: Final = 2.0
 _REMEMBERED: Final = 256  # cohorts; more often in a row no coordinator begins one attempt anew
+_MOST_COUNTED: Final = 100_000  # tickets; some 10 MB
 _MANY: Final = 100  # organizations; what is told of so many takes its time to make and to read
 _PAUSE: Final = 2e-5  # seconds for each of them until more is told
 _log = structlog.get_logger(__name__)
@@ -67,8 +69,8 @@ class Selecting:
         self._ordered = asyncio.Event()
         self._changed = asyncio.Event()
         self._told = 0  # messages
-        self._accepted_last: frozenset[str] = frozenset()  # tickets of the cohort before
-        self._last = ""
+        self._counted: dict[str, None] = {}  # tickets whose updates are part of a checkpoint, the newest last
+        self._handing: tuple[str, asyncio.Timeout] | None = None  # the collection for which a sum is being sent
         self._begun: deque[str] = deque(maxlen=_REMEMBERED)  # cohorts
 
     @asynccontextmanager
@@ -98,11 +100,33 @@ class Selecting:
             if not self.connected:  # it may be another one: what it does not know yet is said again
                 self.connected = True
                 self.changed()
+                if self._orders is not None:  # what the one before had wanted may be wanted still
+                    self._ordered.set()
             delay = 0.0
             if orders is not None:
-                self._orders = orders
-                self._ordered.set()
-                self.pool.dismiss(orders.revoked)
+                self._hear(orders)
+
+    def _hear(self, orders: Orders) -> None:
+        self._orders = orders
+        self._ordered.set()
+        self.pool.dismiss(orders.revoked)
+        self._remember(orders)
+        if self._handing is not None and not self._is_wanted(self._handing[0]):
+            self._handing[1].reschedule(asyncio.get_running_loop().time())
+            self._handing = None
+
+    def _is_wanted(self, collect: str) -> bool:
+        """Whether the sum is still asked for by this collection's name."""
+        return self._orders is not None and self._orders.work is not None and self._orders.work.collect == collect
+
+    def _remember(self, orders: Orders) -> None:
+        """Whose updates count: their clients may ask when more cohorts are over."""
+        last, cohort = orders.last, self.cohort
+        if last is None or not last.counted or cohort is None or cohort.id != last.cohort or orders.life != self.life:
+            return
+        self._counted |= dict.fromkeys(cohort.accepted)
+        for ticket in list(islice(self._counted, max(0, len(self._counted) - _MOST_COUNTED))):
+            del self._counted[ticket]
 
     async def tell(self) -> None:
         """Say how things stand after each change, and now and then."""
@@ -175,7 +199,6 @@ class Selecting:
     def _drop(self) -> None:
         if self.cohort is None:
             return
-        self._last, self._accepted_last = self.cohort.id, frozenset(self.cohort.accepted)
         self.cohort.closed = True
         self.cohort.uploads.close()
         self.cohort = None
@@ -184,8 +207,10 @@ class Selecting:
 
     async def _begin(self, work: Work) -> None:
         layout = await self._have(work.base)
-        if self._ordered.is_set():
-            return  # that took a while, and there are newer orders: these are not worth a ticket any more
+        if self._ordered.is_set() or not self.connected:
+            # That took a while. There are newer orders, or will be: who gave these may have been killed, and whoever
+            # comes after it wants something else. They are not worth a ticket any more.
+            return
         self._drop()
         if self.spool is None or self.spool.model != layout.size:
             self.spool = Spool(layout.size, self._models)
@@ -232,12 +257,27 @@ class Selecting:
         async with cohort.lock:  # an update that is being added is in the sum when it is handed over
             if cohort.accepted:
                 try:
-                    await self._link.hand_over(cohort.meta(self.life, work.collect), cohort.numbers)
+                    await self._hand_over(cohort, work.collect)
                 except FedotaError as error:
                     if error.problem.code not in ("round_over", "conflict"):
                         raise
                     _log.warning("the sum was not taken", error=str(error))
             cohort.handed = work.collect
+        self.changed()  # only now is it sure that nothing is being added any more
+
+    async def _hand_over(self, cohort: Cohort, collect: str) -> None:
+        """Send the sum for as long as it is asked for: later orders do not wait for a connection that is dead."""
+        overtaken = FedotaError("round_over", "Other orders came before the sum was taken.")
+        if not self._is_wanted(collect):
+            raise overtaken
+        try:
+            async with asyncio.timeout(None) as patience:
+                self._handing = collect, patience
+                await self._link.hand_over(cohort.meta(self.life, collect), cohort.numbers)
+        except TimeoutError:
+            raise overtaken from None
+        finally:
+            self._handing = None
 
     async def _have(self, model: ModelRef) -> Layout:
         """The layout of a model that is here, fetched if need be; those that nobody needs are removed."""
@@ -249,7 +289,9 @@ class Selecting:
         needed = {model.sha256, self.cohort.work.base.sha256 if self.cohort else ""}
         for old in self._layouts.keys() - needed:
             del self._layouts[old]
-            self.model_file(old).unlink(missing_ok=True)
+        for file in self._models.iterdir():  # those of earlier lives too
+            if file.suffix in (".safetensors", ".new") and file.stem not in needed:
+                file.unlink(missing_ok=True)
         return layout
 
     # Towards clients.
@@ -274,7 +316,7 @@ class Selecting:
         if ticket is not None and (answer := await self._unsettled(ticket)) is not None:
             return answer
         if (signed := self._again(who, ticket)) is None and not self._finished and not self._closing:
-            if len(self.pool) >= MOST_WAITING:
+            if not self.pool.admits(who):
                 return ComeBack(seconds=self.pace.later(time.monotonic()), update=self._fate(ticket))
             signed = await self.pool.wait(who, self.pace.hold(), ticket.cohort if ticket else "")
         self.require_participation(who.organization)
@@ -313,6 +355,8 @@ class Selecting:
         """What became of an update."""
         if ticket is None:
             return "none"
+        if ticket.id in self._counted:
+            return "counted"
         if self.cohort is not None and self.cohort.id == ticket.cohort:
             return "pending"
         orders = self._orders
@@ -320,9 +364,6 @@ class Selecting:
             return "pending"
         if orders.work is not None and orders.work.cohort == ticket.cohort:
             return "pending"
-        last = orders.last
-        if last is not None and last.cohort == ticket.cohort == self._last and ticket.id in self._accepted_last:
-            return "counted" if last.counted else "over"
         return "over"
 
     async def _unsettled(self, ticket: Ticket) -> CheckedIn | None:
@@ -355,7 +396,7 @@ class Selecting:
         except FedotaError:
             return "wait"
         if answer == "granted":
-            cohort.claimed.add(ticket.id)
+            cohort.claimed[ticket.id] = ticket.life
         return answer
 
     def close(self) -> None:

@@ -32,9 +32,13 @@ class Upload:
         if not self.whole:
             if self.received != before:
                 return False
-            if self._transport is not None:
-                self._transport.abort()
+            self.break_off()
         return await self._ends(_PARTING)
+
+    def break_off(self) -> None:
+        """Close its connection; what is whole needs it no more."""
+        if not self.whole and self._transport is not None:
+            self._transport.abort()
 
     async def _ends(self, seconds: float) -> bool:
         try:
@@ -77,7 +81,9 @@ class Uploads:
             kept.close()
 
     def close(self) -> None:
-        """The cohort is over."""
+        """The cohort is over: what still comes for it would only take places from the next one's."""
         self._over = True
+        for upload in self.receiving.values():
+            upload.break_off()
         for ticket in list(self._kept):
             self.forget(ticket)

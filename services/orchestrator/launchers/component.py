@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
+import structlog
 
 from fedota.contracts.runtime import CoordinatorSettings, Ready, SelectorSettings
 from fedota.events import to_json, uuid7
@@ -26,6 +27,7 @@ _POLL: Final = 0.05  # seconds
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=2)
 _ALL_ADDRESSES: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - who listens at all of them is asked at one
 _LIMITED: Final = ("/bin/sh", "-c", 'ulimit -c 0; ulimit -n 16384 2>/dev/null; exec "$@"', "sh")
+_log = structlog.get_logger(__name__)
 
 
 class Pace(NamedTuple):
@@ -221,10 +223,16 @@ class Component:
             write_private(self._program.directory / CERTIFICATE, self._program.certificate())
 
     def _renew(self) -> None:
-        """The process takes up what is renewed: nobody is cut off, however long the training lasts."""
+        """The process takes up what is renewed: nobody is cut off, however long the training lasts.
+
+        What cannot be renewed now, as on a full disk, is at the next look: the one before it is good for long yet.
+        """
         path = self._program.directory / CERTIFICATE
-        if path.exists() and time() - path.stat().st_mtime > self._pace.renewal:
-            self._certify()
+        try:
+            if path.exists() and time() - path.stat().st_mtime > self._pace.renewal:
+                self._certify()
+        except OSError as error:
+            _log.warning("a certificate could not be renewed", component=self.name, path=str(path), error=str(error))
 
     def _log(self) -> list[str]:
         return last_lines(self._program.directory / LOG)

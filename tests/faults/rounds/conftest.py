@@ -19,8 +19,8 @@ async def around(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Arou
 
 @pytest.fixture
 def many(faults: int) -> int:
-    """So many faults for each of the larger tests: a handful by itself, more than a hundred in `make faults`."""
-    return faults * faults // 3
+    """So many faults for each of the larger tests: a handful by itself, a hundred in `make faults`."""
+    return faults * faults // 4
 
 
 @pytest.fixture

@@ -303,6 +303,19 @@ async def test_the_join_kit_waits_for_approval_and_infrastructure(platform: Any)
         assert platform.requests[-1][0].actor == "organization:Clinic A"
 
 
+async def test_a_kit_is_had_before_the_read_model_is_rebuilt(platform: Any) -> None:
+    """A training that ran through an upgrade needs its clients: it has no authority, and no column for one."""
+    problem_id = str(uuid4())
+    position = await platform.record(*platform.story(problem_id)[:6])
+    async with platform.client("clinic") as clinic:
+        path = f"/api/problems/{problem_id}/participations/Clinic A/kit"
+        assert (await clinic.get(path, params={"at_least": position})).status == 200
+        await platform.pool.execute("alter table infrastructure drop column authority")
+        reply = await clinic.get(path)
+        kit = await reply.json(content_type=None)
+    assert (reply.status, kit["authority"], kit["selectors"]) == (200, "", ["http://s0"])
+
+
 async def test_lists_are_paged(platform: Any) -> None:
     """Nothing is left out and nothing comes twice over pages of problems, rounds and events."""
     ids = [str(uuid4()) for _ in range(5)]

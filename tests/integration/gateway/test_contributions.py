@@ -1,5 +1,6 @@
 """What organizations contributed: to whom it is shown, and how much of it at once."""
 
+import re
 from typing import Any
 from uuid import uuid4
 
@@ -9,7 +10,9 @@ import pytest
 
 from fedota.client.api import Api
 from fedota.events.rounds import Contribution
+from fedota.kernel.database import Pool
 from gateway import queries
+from gateway.reads import Questions
 from tests.integration.gateway.conftest import GIVEN, TOKENS
 from tests.integration.gateway.test_stream import take
 
@@ -99,7 +102,7 @@ async def test_pages_go_over_rounds(platform: Any, monkeypatch: pytest.MonkeyPat
         for number in range(1, 9)
     ]
     position = await platform.record(*platform.story(problem_id)[:6], *rounds)
-    monkeypatch.setattr(queries, "_MOST_GIVEN", 2)
+    monkeypatch.setattr(queries, "_MOST_OWN", 2)
     async with platform.client("clinic") as clinic:
         first = await told(clinic, path, at_least=position)
         assert (names(first), first["next"]) == ([], 2)
@@ -115,9 +118,44 @@ async def test_pages_go_over_rounds(platform: Any, monkeypatch: pytest.MonkeyPat
             (6, "completed", 6 / 400),
             (8, "abandoned", 0),
         ]
+    async with platform.client("setter") as setter:
+        monkeypatch.setattr(queries, "_MOST_GIVEN", 3)
+        assert (await told(setter, path, limit=7))["next"] == 3, "what is of all is a page of its own size"
+        assert (await told(setter, path, organization="Clinic A"))["next"] == 2
     async with Api.open(platform.url, TOKENS["setter"]) as api:
         assert await api.contributions(problem_id, "Clinic A") == found
         assert await api.contributions(problem_id, "Clinic B") == []
+
+
+class Explaining:
+    """Asks PostgreSQL how it would find the answer, and what it has to look at on the way."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def fetch(self, query: str, *arguments: object) -> Any:
+        """The plan instead of the rows."""
+        return await self._pool.fetch(f"explain (analyze, format json) {query}", *arguments)
+
+
+async def test_one_organization_s_contributions_are_found_among_all(platform: Any) -> None:
+    """Without looking at those of the others: there are as many of them for each round."""
+    pool, problem_id = platform.pool, str(uuid4())
+    rounds = "select $1, 1, n, 1, 'completed', 1, 1, 0, 0, 0, '[]', '[]', 1, '{}', 1, null, false, '', now(), n"
+    given = "select $1, 1, n, 1, 'org ' || o, 1, 1, 1, 1, 0, '{}'"
+    numbers = "generate_series(1, 100) n"
+    await pool.execute(f"insert into rounds {rounds} from {numbers}", problem_id)
+    await pool.execute(
+        f"insert into contributions {given} from {numbers}, generate_series(1, 200) o where o > 1 or n < 20", problem_id
+    )
+    await pool.execute("analyze")
+    explaining = Questions(Explaining(pool), 0)  # type: ignore[arg-type]
+    for found in (
+        await explaining.last_contributions(problem_id, 1, "org 1", 60),
+        await explaining.contributions(problem_id, 1, "org 1", after=0, limit=100),
+    ):
+        text = found[0]["QUERY PLAN"]
+        assert '"Index Name": "contributions_of"' in text and not re.search('Removed by Filter": [1-9]', text)
 
 
 async def test_the_past_has_its_contributions(platform: Any) -> None:

@@ -7,14 +7,13 @@ import msgspec
 import nats.errors
 import pytest
 
-from fedota.contracts.runtime import Report
+from fedota.contracts.runtime import REPORT_BYTES, Report
 from fedota.errors import FedotaError
 from fedota.events import to_json
 from fedota.events.problems import ParticipationRevoked, Plan, ProblemStopped
 from fedota.kernel.database import connect_pool
 from fedota.kernel.event_log import EventLog
 from fedota.kernel.rebuilding import rebuild, verify
-from services.rounds.domain import REPORT_BYTES
 from services.rounds.projection import PROJECTION, load
 from tests.integration.rounds.coordinator import Coordinator
 from tests.integration.rounds.world import CLINIC, World, told, training

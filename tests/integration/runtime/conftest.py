@@ -84,7 +84,7 @@ class Store:
     async def _put(self, request: web.Request) -> web.Response:
         key, body = request.match_info["key"], await request.read()
         if self.failing:
-            return web.Response(status=503, text="the store is down")
+            return web.Response(status=503, text="<Error><Code>SlowDown</Code><HostId>secret</HostId></Error>")
         self.puts.append(key)
         if key in self.objects:
             return web.Response(status=412)

@@ -84,7 +84,7 @@ async def test_a_coordinator_killed_after_the_checkpoint_before_it_is_recorded(w
         await reported(world, 2)
         world.store.failing = True
         clients[2].go()
-        await until(lambda: "the store is down" in world.platform.reports[-1].reason)
+        await until(lambda: "503 (SlowDown)" in world.platform.reports[-1].reason)
         world.platform.refusing = FedotaError("unavailable", "The log is away.")
         await world.coordinator.kill()
         world.platform.refusing, world.store.failing = None, False

@@ -183,7 +183,7 @@ async def test_a_round_is_completed_only_when_its_checkpoint_is_stored(world: Wo
     world.store.failing = True
     one = Participant(1, free=True)
     async with running(one.run(world.kit("org 1"), tmp_path)):
-        await until(lambda: "the store is down" in world.platform.reports[-1].reason)
+        await until(lambda: "503 (SlowDown)" in world.platform.reports[-1].reason)
         assert world.platform.reports[-1].stage == "reporting"
         world.store.failing = False
         await until(lambda: world.platform.final)

@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-from fedota.contracts.runtime import Resume
+from fedota.contracts.runtime import REPORT_BYTES, Resume
 from fedota.errors import FedotaError
 from fedota.events import EventData
 from fedota.events.problems import (
@@ -20,7 +20,7 @@ from fedota.events.problems import (
     ProblemStopped,
 )
 from fedota.events.rounds import Checkpoint, Contribution, Refusal, RoundUpdated
-from services.rounds.domain import REPORT_BYTES, State, decide, evolve, resume
+from services.rounds.domain import State, decide, evolve, resume
 from tests.support.events import recorded
 
 ID: Final = "01890a5d-ac96-774b-bcce-b302099a8057"
@@ -263,6 +263,7 @@ BEGUN_CAPPED: Final = (*CLINICS, msgspec.structs.replace(STARTED, plan=CAPPED))
         told("completed", 4, contributions=[A]),  # of very many, some are left out
         told("completed", 4, contributions=[A, B], participants=["Clinic B", "Clinic A"]),
         told("abandoned", 4, contributions=[gave("Clinic B", refusals={"update_too_large": 1})]),
+        told("completed", 4, contributions=[A, B, gave("Clinic C", refusals={"ticket_refused": 1})]),  # never approved
         told("abandoned", 4, contributions=[B], participants=["Clinic B"], reported=1, examples=100),
     ],
 )
@@ -276,7 +277,10 @@ def test_contributions_that_can_be(update: RoundUpdated) -> None:
     [
         ({"stage": "reporting", "checkpoint": None, "contributions": [A, B]}, "only the end of an attempt does"),
         ({"contributions": [A, A]}, "told twice"),
-        ({"contributions": [A, B, gave("Clinic C")]}, "Clinic C had no approved participation"),
+        (
+            {"contributions": [A, B, gave("Clinic C", 1, 9)], "participants": ["Clinic A", "Clinic B", "Clinic C"]},
+            "the contributions come to 4 updates",
+        ),
         ({"contributions": [A, gave("Clinic B", 2, 100)]}, "come to 4 updates, the report to 3"),
         ({"contributions": [A, gave("Clinic B", 1, 99)]}, "come to 299 examples, the report to 300"),
         ({"contributions": [gave("Clinic A", 2, 150), B]}, "come to 250 examples, the report to 300"),

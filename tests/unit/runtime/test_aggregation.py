@@ -25,6 +25,7 @@ from fedota.runtime.aggregation import (
     sum_size,
 )
 from fedota.runtime.places import Spooled, put, whole
+from fedota.runtime.protocol import MOST_METRICS
 from fedota.runtime.tensors import Array, Layout, layout_of
 
 Tensors = dict[str, Array]
@@ -186,6 +187,13 @@ def test_metrics_are_averaged_over_those_who_sent_them() -> None:
     assert mean_metrics([(1, {"a": 1e308}), (9, {"a": 1e308})]) == {}, "what overflows is left out"
 
 
+def test_of_too_many_metrics_those_of_most_examples_are_kept() -> None:
+    """Clients choose the names: all of them together must not make a report too large."""
+    own = [(1, {f"{client}/{number}": 1.0 for number in range(MOST_METRICS)}) for client in range(200)]
+    first = sorted({name for _, all_ in own for name in all_})[: MOST_METRICS - 1]
+    assert mean_metrics([*own, (2, {"z": 3.0}), (2, {"z": 5.0})]) == {**dict.fromkeys(first, 1.0), "z": 4.0}
+
+
 def large() -> Tensors:
     """More than is worked on at once, and not in whole pieces."""
     random = np.random.default_rng(3)
@@ -264,3 +272,17 @@ def test_a_step_without_end_is_clipped_to_nothing() -> None:
     assert step_norm(sent, base) == np.inf
     ((_, values),) = clipped(sent, base, 1.0).pieces(base.layout.tensors[0])
     assert values.tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("hole", [np.nan, np.inf, -np.inf])
+def test_a_base_that_is_not_finite_neither_stops_clipping_nor_spreads(hole: float) -> None:
+    """An attention mask holds infinities: there is no step from there, and all the others are clipped all the same."""
+    base = update({"mask": np.array([hole, 1.0]), "w": np.array([1.0, 2.0])})
+    sent = update({"mask": np.array([5.0, 1.0]), "w": np.array([1.0 + 3e6, 2.0 + 4e6])})
+    assert step_norm(sent, base) == pytest.approx(5e6)
+    total = WeightedSum(base.layout)
+    total.add(clipped(sent, base, 5.0), 1)
+    assert [total.means(t, slice(None)).tolist() for t in base.layout.tensors] == [
+        [5.0, 1.0],
+        pytest.approx([4.0, 6.0]),
+    ]

@@ -1,7 +1,12 @@
 """Large bodies, over a real connection."""
 
 import asyncio
+import errno
+import os
+import ssl
+import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,7 @@ from fedota.process import serving, serving_at
 from fedota.runtime import bodies
 from fedota.runtime.bodies import Parts, mapped, read_body, read_reply, send_file
 from fedota.runtime.places import Memory, Spooled
+from fedota.runtime.selector.app import SERVER
 from fedota.runtime.web import problems
 from fedota.tls import client_context
 from services.orchestrator.launchers.authority import Authority
@@ -295,3 +301,171 @@ async def test_behind_tls_all_goes_through_the_transport(tmp_path: Path, size: i
             assert target.view == content(size)
             async with http.post(url, **sized(content(size))) as reply:
                 assert await reply.read() == content(size)
+
+
+class _Disk:
+    """`os.pwrite` that waits until it is let go, which only a free event loop can do."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.asked, self.go_on = asyncio.Event(), threading.Event()
+        self._write = os.pwrite
+        monkeypatch.setattr(os, "pwrite", self)
+
+    def __call__(self, descriptor: int, data: memoryview, offset: int) -> int:
+        self.loop.call_soon_threadsafe(self.asked.set)
+        if not self.go_on.wait(5):
+            raise TimeoutError("the event loop waits for the disk")
+        return self._write(descriptor, data, offset)
+
+
+@pytest.mark.parametrize("shape", [sized, chunked])
+async def test_a_slow_disk_does_not_hold_up_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: Callable[[bytes], dict[str, Any]]
+) -> None:
+    """Heartbeats go on meanwhile, and no byte is lost."""
+
+    async def handler(request: web.Request) -> web.Response:
+        place = Spooled.unlinked(tmp_path, 4_000_000)
+        await read_body(request, place)
+        body = bytes(place.read(0, place.received))
+        place.close()
+        return web.Response(body=body)
+
+    disk = _Disk(monkeypatch)
+    async for url in served(handler):
+        async with aiohttp.ClientSession() as http:
+            sending = asyncio.create_task(_sent(http, url, shape(content(3_000_001))))
+            await asyncio.wait_for(disk.asked.wait(), 4)
+            disk.go_on.set()
+            assert await sending == content(3_000_001)
+
+
+async def _sent(http: aiohttp.ClientSession, url: str, arguments: dict[str, Any]) -> bytes:
+    async with http.post(url, **arguments) as reply:
+        return await reply.read()
+
+
+@pytest.mark.parametrize("breaks", ["the connection", "the disk"])
+async def test_what_came_before_a_body_broke_off_is_in_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks: str
+) -> None:
+    """Without a gap; and nothing is written there any more once that is told."""
+    told: asyncio.Future[tuple[Spooled, BaseException]] = asyncio.get_running_loop().create_future()
+
+    async def handler(request: web.Request) -> web.Response:
+        place = Spooled.unlinked(tmp_path, 4_000_000)
+        try:
+            await read_body(request, place)
+        except BaseException as error:
+            told.set_result((place, error))
+            raise
+        return web.Response()
+
+    disk = _Disk(monkeypatch)
+    async for url in served(handler):
+        port = int(url.rsplit(":", 1)[1])
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3000001\r\n\r\n")
+        await writer.drain()
+        sent = content(1_000_000)
+        writer.write(sent)
+        await asyncio.wait_for(disk.asked.wait(), 4)
+        if breaks == "the disk":
+            monkeypatch.setattr(os, "pwrite", _full)
+        else:
+            await writer.drain()
+            writer.close()
+        disk.go_on.set()
+        place, error = await asyncio.wait_for(told, 10)
+        if breaks == "the disk":
+            assert isinstance(error, FedotaError) and error.problem.code == "unavailable"
+        else:
+            assert isinstance(error, ConnectionError) and place.received == len(sent)
+        assert place.received > 0 and place.read(0, place.received) == sent[: place.received]
+        place.close()
+        writer.close()
+
+
+def _full(*_: object) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@asynccontextmanager
+async def _given_by_tls(tmp_path: Path, size: int) -> AsyncIterator[tuple[int, ssl.SSLContext, asyncio.Event]]:
+    """The port of a server that gives a file, what trusts it, and what is set once the sending has broken off."""
+    authority, certificate, path = Authority.of(tmp_path), tmp_path / "server.pem", tmp_path / "file"
+    certificate.write_bytes(authority.issue("server", ["127.0.0.1"]))
+    path.write_bytes(content(size))
+    given_up = asyncio.Event()
+
+    async def give(request: web.Request) -> web.StreamResponse:
+        try:
+            return await send_file(request, path)
+        except ConnectionError:
+            given_up.set()
+            raise
+
+    app = web.Application(middlewares=[problems])
+    app.router.add_get("/", give)
+    async with serving_at(Listening(certificate=str(certificate)), app) as url:
+        yield int(url.rsplit(":", 1)[1]), client_context(authority.pem), given_up
+
+
+async def test_a_deaf_reader_is_given_up_also_behind_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is kept for it in memory meanwhile is little."""
+    monkeypatch.setattr(bodies, "_DEAF", 0.3)
+    async with _given_by_tls(tmp_path, 30_000_000) as (port, context, given_up):
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, limit=1000)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asyncio.wait_for(given_up.wait(), 10)
+        writer.transport.abort()
+
+
+async def test_only_so_many_files_go_through_tls_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes memory: who comes when it is taken is asked to come again, and then gets the file."""
+    monkeypatch.setattr(bodies, "_THROUGH_TLS", asyncio.Semaphore(1))
+    async with _given_by_tls(tmp_path, 30_000_000) as (port, context, given_up):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, limit=1000)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as http:
+            async with http.get(f"https://127.0.0.1:{port}/") as reply:
+                assert (reply.status, (await reply.json(content_type=None))["code"]) == (503, "unavailable")
+            writer.transport.abort()
+            await asyncio.wait_for(given_up.wait(), 10)
+            async with http.get(f"https://127.0.0.1:{port}/") as reply:
+                assert await reply.read() == content(30_000_000)
+
+
+class _Full:
+    """A transport some of whose bytes nobody takes; it counts how often it is asked."""
+
+    asked = 0
+
+    def get_write_buffer_size(self) -> int:
+        """A few."""
+        self.asked += 1
+        return 1000
+
+    def is_closing(self) -> bool:
+        """It is not."""
+        return False
+
+
+async def test_who_takes_nothing_of_the_headers_costs_no_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is it waited for without an end."""
+    monkeypatch.setattr(bodies, "_DEAF", 0.3)
+    transport = _Full()
+    with pytest.raises(ConnectionResetError):
+        await asyncio.wait_for(bodies._emptied(transport), 5)
+    assert transport.asked < 60, "some a moment, not as often as the loop turns"
+
+
+async def test_a_stranger_that_asks_nothing_is_not_held() -> None:
+    """Idle connections would use up what a selector can have of them."""
+    assert SERVER["keepalive_timeout"] <= 120
+    async with serving(web.Application(), "127.0.0.1", 0, **SERVER | {"keepalive_timeout": 0.1}) as url:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()

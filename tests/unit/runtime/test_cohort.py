@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from fedota.events.rounds import Contribution
 from fedota.runtime.aggregation import Weights
 from fedota.runtime.places import whole
 from fedota.runtime.protocol import ModelRef, Work
-from fedota.runtime.selector.cohort import MOST_REFUSALS, Cohort
+from fedota.runtime.selector.cohort import MOST_REFUSALS, MOST_WORDS, Cohort, SumLostError
 from fedota.runtime.selector.pool import Waiting
-from fedota.runtime.tensors import layout_of
+from fedota.runtime.tensors import Array, Tensor, layout_of
 from fedota.runtime.tickets import Ticket
 
 LAYOUT = layout_of(memoryview(safetensors.numpy.save({"w": np.array([1.0, 2.0])})))
@@ -102,6 +103,13 @@ def test_only_so_many_refusals_are_kept() -> None:
     assert held.contributions == [Contribution(organization="org", refusals={"update_malformed": MOST_REFUSALS + 10})]
 
 
+def test_what_is_told_of_a_refusal_has_bounds() -> None:
+    """It may quote what a client sent, and a report that became too large by it would end the training."""
+    one = cohort()
+    one.refuse("org", FedotaError("update_mismatch", "w" * 90_000))
+    assert len(one.held().refusals[0].detail) == MOST_WORDS
+
+
 async def test_an_unused_ticket_is_given_again() -> None:
     """Until its update has come, or the cohort is closed."""
     one, who = cohort(), Waiting("org", "c")
@@ -148,3 +156,56 @@ async def test_what_is_told_of_an_accepted_update() -> None:
     first, ahead, unknown = one.meta("life", "c").accepted
     assert first.size == LAYOUT.size and 100 <= first.seconds < 110
     assert (ahead.seconds, unknown.seconds) == (0.0, 0.0), "another clock may be ahead of ours"
+
+
+class _Breaks(Weights):
+    """An update whose second half cannot be read again."""
+
+    error: Exception = OSError("Input/output error")
+
+    def pieces(self, tensor: Tensor) -> Iterator[tuple[slice, Array]]:
+        """Half of it."""
+        ((_, values),) = super().pieces(tensor)
+        yield slice(0, 1), values[:1]
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [OSError("Input/output error"), MemoryError()])
+async def test_half_an_update_is_in_no_sum(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever broke it off: what is left of such a sum is nothing, also for who waits to hand it over."""
+    monkeypatch.setattr(_Breaks, "error", error)
+    one = cohort()
+    await one.count(ticket("a"), UPDATE, 1, {})
+    with pytest.raises(SumLostError):
+        await one.count(ticket("b"), _Breaks(LAYOUT, UPDATE.body), 1, {})
+    assert (one.accepted, bytes(one.numbers), one.closed) == ({}, b"", True)
+    await refused("round_over", one, ticket("c"))
+
+
+async def test_weights_that_cannot_be_opened_cost_no_sum(tmp_path: Path) -> None:
+    """Too many files may be open, say: nothing was added, and it may be sent again."""
+    base = tmp_path / "base"
+    one = cohort(base=base, clip_norm=5.0)
+    base.write_bytes(safetensors.numpy.save({"w": np.array([1.0, 1.0])}))
+    await one.count(ticket("a"), UPDATE, 1, {})
+    base.rename(tmp_path / "away")
+    await refused("unavailable", one, ticket("b"))
+    assert list(one.accepted) == ["a"] and not one.closed
+
+
+async def test_who_was_revoked_while_its_update_waited_does_not_count() -> None:
+    """Its turn may come minutes after it was sent."""
+    revoked: list[str] = []
+
+    def require(organization: str) -> None:
+        if organization in revoked:
+            raise FedotaError("token_refused", "Revoked.")
+
+    one = cohort()
+    async with one.lock:
+        waiting = asyncio.create_task(one.count(ticket(), UPDATE, 1, {}, require))
+        await asyncio.sleep(0)
+        revoked.append("org")
+    with pytest.raises(FedotaError, match="Revoked"):
+        await waiting
+    assert not one.accepted

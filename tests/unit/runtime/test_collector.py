@@ -1,5 +1,7 @@
 """A coordinator's total of the selectors' sums."""
 
+import asyncio
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -78,3 +80,32 @@ async def test_a_sum_that_cannot_be_read_again_spoils_the_total(
     assert collector.damaged
     with pytest.raises(FedotaError, match="round_over"):
         await given(collector, "c", 1.0)
+
+
+@pytest.mark.parametrize("error", [OSError, MemoryError])
+async def test_a_total_that_holds_half_a_sum_is_never_concluded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """Also not by who waited for its end while that sum was being added."""
+    monkeypatch.setattr(module, "_LARGE", 0)
+    collector = Collector(LAYOUT, tmp_path)
+    await given(collector, "a", 1.0)
+    reading, broken = threading.Event(), threading.Event()
+
+    def read(place: Spooled, start: int, stop: int) -> memoryview:
+        reading.set()
+        broken.wait()
+        raise error
+
+    with collector.place() as place:
+        put(place, numbers(1.0))
+        monkeypatch.setattr(Spooled, "read", read)
+        taking = asyncio.create_task(collector.take(meta("b"), place))
+        await asyncio.to_thread(reading.wait)
+        closing = asyncio.create_task(collector.close())
+        await asyncio.sleep(0)  # it waits for the lock now
+        broken.set()
+        with pytest.raises(error):
+            await taking
+        with pytest.raises(RuntimeError, match="as a whole"):
+            await closing

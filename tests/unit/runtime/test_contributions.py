@@ -5,14 +5,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from fedota.contracts.runtime import REPORT_BYTES
 from fedota.events import to_json
 from fedota.events.problems import Strategy
-from fedota.events.rounds import Contribution
+from fedota.events.rounds import Contribution, Refusal
 from fedota.runtime.contributions import Contributions, counted, merged, of_updates, refused
 from fedota.runtime.coordinator import lineage, words
 from fedota.runtime.coordinator.state import Aggregated, Handed, Result, Tick
-from fedota.runtime.protocol import Accepted
-from services.rounds.domain import REPORT_BYTES
+from fedota.runtime.protocol import MOST_METRICS, Accepted
 from tests.unit.runtime.test_rounds import BASE, CHECKPOINT, NEXT, Runner, plan, reporting, selecting
 
 
@@ -122,14 +122,51 @@ def test_a_completed_round_tells_what_is_in_its_checkpoint() -> None:
 def test_a_report_of_very_many_organizations_can_be_recorded(count: int, name: str) -> None:
     """It tells of those with the most examples, and how many it leaves out."""
     runner = reporting()
-    update = words.report(runner.rules, runner.state, runner.now)
     all_ = [gave(name.format(number), 1, number + 1) for number in range(count)]
+    update = msgspec.structs.replace(
+        words.report(runner.rules, runner.state, runner.now),
+        participants=[one.organization for one in all_],
+        refusals=[Refusal(organization="o" * 100, code="update_mismatch", detail="d" * 500)] * words.MOST_REFUSALS,
+        metrics={"m" * 90 + str(number): 0.1 for number in range(MOST_METRICS)},
+    )
     told = words.telling(update, all_)
-    kept = len(told.contributions)
+    kept, named = len(told.contributions), len(told.participants)
     assert 1000 < kept <= words.MOST_CONTRIBUTIONS and told.contributions == all_[count - kept :]
-    assert told.reason == f"{update.reason}; contributions of {count - kept} more organizations are not told here"
-    assert len(to_json(told)) < REPORT_BYTES / 2 + 2000
-    assert words.telling(update, all_[:1000]).contributions == all_[:1000]
+    assert kept <= named <= count and told.participants == update.participants[count - named :]
+    assert f"; contributions of {count - kept} more organizations are not told here" in told.reason
+    assert (f"; {count - named} more organizations that gave updates are not named here" in told.reason) == (
+        named < count
+    )
+    assert len(to_json(told)) <= REPORT_BYTES - 15 * 1024
+    few = msgspec.structs.replace(update, participants=update.participants[:1000])
+    assert words.telling(few, all_[:1000]) == msgspec.structs.replace(few, contributions=all_[:1000])
+
+
+def test_a_round_of_more_organizations_than_can_be_named_is_recorded() -> None:
+    """From its first counts to its end: the rounds service takes every report."""
+    count = 4000
+    names = [f"{number:0100}" for number in range(count)]
+    runner = selecting(plan(goal_count=count))
+    runner.recorded = msgspec.structs.replace(runner.recorded, members=dict.fromkeys(names, True))
+    runner.told("a", count - 1)
+    runner.told("b", 1)
+    runner.told("b", selected=1)
+    of_a, of_b = [gave(name, 1, 10) for name in names[:-1]], [gave(names[-1], 1, 20)]
+    runner.told("a", selected=count - 1, reported=count - 1, contributions=of_a)
+    assert runner.phase() == "reporting"
+    assert "more organizations that gave updates are not named here" in runner.reports[-1].reason
+    runner.told("b", selected=1, reported=1, contributions=of_b)
+    assert runner.state.cohort is not None
+    cohort = runner.state.cohort.id
+    runner.then(Handed(life="a", cohort=cohort, reported=count - 1, contributions=of_a))
+    runner.then(Handed(life="b", cohort=cohort, reported=1, contributions=of_b))
+    result = Result(
+        model=NEXT, reported=count, examples=10 * count + 10, participants=names, contributions=[*of_a, *of_b]
+    )
+    runner.then(Aggregated(cohort=cohort, lives=["a", "b"], result=result, checkpoint=CHECKPOINT))
+    (completed,) = (one for one in runner.reports if one.stage == "completed")
+    assert names[-1] in completed.participants and completed.contributions[-1] == of_b[0]
+    assert 1000 < len(completed.contributions) < len(completed.participants) < count == completed.reported
 
 
 def test_a_manifest_says_what_its_checkpoint_was_made_of() -> None:

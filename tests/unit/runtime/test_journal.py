@@ -9,9 +9,10 @@ import pytest
 from fedota.contracts.runtime import Resume
 from fedota.events.problems import Plan
 from fedota.events.rounds import Checkpoint, RoundUpdated
+from fedota.runtime.coordinator import rounds
 from fedota.runtime.coordinator.journal import Entry, Journal, begin, last_checkpoint, still_true
 from fedota.runtime.coordinator.state import Ended, Rules
-from fedota.runtime.protocol import ModelRef
+from fedota.runtime.protocol import Concluded, ModelRef
 
 MODEL = "0" * 64
 
@@ -131,6 +132,19 @@ def test_a_journal_is_read_as_it_was_kept(tmp_path: Path) -> None:
     journal.drop()
     journal.drop()
     assert journal.read() is None
+
+
+def test_of_a_run_that_is_over_clients_still_hear_that_they_counted() -> None:
+    """Whether its last report was recorded or not: who kept an update of the last round is told that it counts."""
+    rules = Rules(problem_id="p", run=1, plan=Plan(rounds=3, goal_count=1), life="c2")
+    base, ended = ModelRef(sha256=checkpoint(3).sha256, size=10), Ended(cohort="c1-3-1", counted=["a"])
+    last = msgspec.structs.replace(report(11, 3, "completed"), final=True)
+    kept = Entry(run=1, base=checkpoint(2).sha256, reports=[last], ended=ended)
+    for log in (resume(10, 3), resume(11, 4, finished=True)):
+        state, reports = begin(rules, log, still_true(kept, log, MODEL), base, 0.0)
+        assert (state.phase, reports, state.ended) == ("finished", [], ended)
+        last_word = rounds.orders(rules, state, "selector 1", "a").last
+        assert last_word == Concluded(cohort="c1-3-1", counted=True)
 
 
 @pytest.mark.parametrize("body", [b"", b'{"run": 1', b'{"run": 1, "base": "", "reports": []}', b"\0" * 100])

@@ -28,6 +28,7 @@ class Store:
         self.breaks = 0
         self.ranges: list[str] = []
         self.puts: list[bytes] = []
+        self.refusal: bytes | None = None
 
     async def presign(self, request: PresignRequest) -> Presigned:
         """An address here."""
@@ -56,6 +57,8 @@ class Store:
     async def put(self, request: web.Request) -> web.Response:
         """Take an object."""
         self.puts.append(await request.read())
+        if self.refusal is not None:
+            return web.Response(status=503, body=self.refusal)
         return web.Response()
 
 
@@ -110,3 +113,20 @@ async def test_an_object_is_stored(store: Store) -> None:
     async with objects(store) as made:
         await made.store("key", memoryview(CONTENT), hashlib.sha256(CONTENT).hexdigest())
     assert store.puts == [CONTENT]
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"<Error><Code>SlowDown</Code><Key>secret</Key><RequestId>1</RequestId></Error>", " (SlowDown)"),
+        (b"<Code>\0</Code>\xff\0", ""),
+        (b"", ""),
+    ],
+)
+async def test_of_a_refusal_only_status_and_code_are_told(store: Store, body: bytes, code: str) -> None:
+    """It becomes a round's reason, which everybody reads; and what differs each time would be recorded each time."""
+    store.refusal = body
+    async with objects(store) as made:
+        with pytest.raises(StoreError) as caught:
+            await made.store("key", memoryview(b"x"), hashlib.sha256(b"x").hexdigest())
+    assert str(caught.value) == f"PUT of key was answered with 503{code}"

@@ -357,7 +357,7 @@ def test_sums_that_are_asked_for_again_are_asked_for_by_another_name() -> None:
     runner.told("a", life="a2")
     runner.claim("t1", issuer="a", life="b")
     runner.claim("t2", issuer="a", life="b")
-    runner.told("b", selected=1, reported=3, claimed=["t1", "t2"])
+    runner.told("b", selected=1, reported=3, claimed={"t1": "a", "t2": "a"})
     assert runner.phase() == "collecting"
     assert rounds.collection(runner.rules, runner.state.cohort) != first
 
@@ -426,8 +426,8 @@ def test_a_selector_that_comes_again_has_lost_its_sum() -> None:
     assert runner.claim("t1", issuer="a", life="a2") == "granted"
     assert runner.claim("t1", issuer="a", life="b", name="a") == "taken"
     assert runner.claim("t2", issuer="a", life="b", name="a") == "granted"
-    runner.told("a", life="a2", selected=0, reported=1, claimed=["t1"])
-    runner.told("b", selected=1, reported=2, claimed=["t2"])
+    runner.told("a", life="a2", selected=0, reported=1, claimed={"t1": "a"})
+    runner.told("b", selected=1, reported=2, claimed={"t2": "a"})
     assert runner.phase() == "collecting"
 
 
@@ -465,7 +465,7 @@ def test_a_sum_that_is_lost_while_it_is_collected_opens_the_round_again() -> Non
     assert work is not None and not work.collect
     assert runner.claim("t1", issuer="a", life="b") == "granted"
     assert runner.claim("t2", issuer="a", life="b") == "granted"
-    runner.told("b", selected=1, reported=3, claimed=["t1", "t2"])
+    runner.told("b", selected=1, reported=3, claimed={"t1": "a", "t2": "a"})
     assert runner.phase() == "collecting"
     runner.told("a", life="a2", selected=0, closed=True)
     assert runner.handed("b", 3).phase == "aggregating"
@@ -531,12 +531,24 @@ def test_selectors_keep_what_they_hold_while_the_coordinator_settles() -> None:
     assert not rounds.orders(runner.rules, runner.state, "a", "a").settling
 
 
+def test_a_killed_coordinator_had_given_an_issuer_up() -> None:
+    """Whose tickets were accepted elsewhere is known again: it was cut off and comes back with a sum of its own."""
+    before = reporting()
+    runner = Runner(plan())
+    runner.then(Told(name="a", life="a", waiting=0, held=before.part(selected=2, reported=2)))
+    claimed = {"t1": "a", "t2": "a"}
+    held = before.part(selected=1, reported=2, claimed=claimed)
+    state = runner.then(Told(name="b", life="b", waiting=0, held=held))
+    assert state.cohort is not None and (state.cohort.reported, state.cohort.lost) == (2, frozenset({"a"}))
+    assert rounds.orders(runner.rules, state, "a", "a").lost
+
+
 def test_two_sums_with_one_claimed_ticket_are_never_both_taken() -> None:
     """A coordinator that was restarted sees what one before it had granted twice over."""
     before = reporting()
     runner = Runner(plan())
-    runner.then(Told(name="a", life="a", waiting=0, held=before.part(selected=2, reported=1, claimed=["t"])))
-    runner.then(Told(name="b", life="b", waiting=0, held=before.part(selected=1, reported=1, claimed=["t"])))
+    runner.then(Told(name="a", life="a", waiting=0, held=before.part(selected=2, reported=1, claimed={"t": "c"})))
+    runner.then(Told(name="b", life="b", waiting=0, held=before.part(selected=1, reported=1, claimed={"t": "c"})))
     assert runner.state.cohort is not None
     assert runner.state.cohort.reported == 1
 
@@ -549,7 +561,7 @@ def test_a_cohort_is_taken_up_though_a_selector_was_lost_with_the_coordinator() 
     runner.then(Told(name="b", life="b", waiting=0, held=before.part(selected=1, reported=1)))
     assert runner.phase() == "reporting"
     assert [runner.claim(ticket, issuer="a", life="b") for ticket in ("t1", "t2")] == ["granted", "granted"]
-    runner.told("b", selected=1, reported=3, claimed=["t1", "t2"])
+    runner.told("b", selected=1, reported=3, claimed={"t1": "a", "t2": "a"})
     assert runner.phase() == "collecting"
 
 
@@ -649,7 +661,9 @@ def test_a_round_that_waits_for_the_store_says_so() -> None:
     assert first.reason == "3 of 3 clients have reported; the checkpoint is being stored: the store is down"
     second = words.unstored(completed, 3, "the store is full")
     assert second.reason.endswith("is being stored: the store is full; 2 rounds are waiting behind it")
-    for number, update in enumerate((first, second), before.report + 1):
+    third = words.unstored(completed, 1, "no\0t\x1b[31m" + "x" * 9999)
+    assert third.reason.endswith(": no t [31m" + "x" * 491) and third.reason.isprintable()
+    for number, update in enumerate((first, second, third), before.report + 1):
         numbered = msgspec.structs.replace(update, report=number)
         assert domain.decide(runner.recorded, before, numbered) == [numbered]
         before = numbered

@@ -71,6 +71,7 @@ class Grant(NamedTuple):
     life: str
     cohort: str
     ticket: str
+    issuer: str
 
 
 class Collector:
@@ -100,14 +101,14 @@ class Selector:
         self.held = None
         self.handed = ""
         self.accepted: set[str] = set()
-        self.claimed: set[str] = set()
+        self.claimed: dict[str, str] = {}
 
     def says(self) -> Told:
         """How things stand."""
         self.told += 1
         held = self.held
         if held is not None:
-            claimed = sorted(self.claimed & self.accepted)
+            claimed = {ticket: life for ticket, life in self.claimed.items() if ticket in self.accepted}
             held = msgspec.structs.replace(held, reported=len(self.accepted), claimed=claimed)
         return Told(name=self.name, life=self.life, number=self.told, waiting=self.waiting, held=held)
 
@@ -261,13 +262,13 @@ class World:
         answer = rounds.claim(self.state, claim, self.now).answer
         self.happens(claim)
         if answer == "granted":
-            self.wire.append(Grant(claim.life, claim.cohort, claim.ticket))
+            self.wire.append(Grant(claim.life, claim.cohort, claim.ticket, claim.issuer))
 
     def _granted(self, grant: Grant) -> None:
         for selector in self.selectors.values():
             held = selector.held
             if selector.life == grant.life and held is not None and held.cohort == grant.cohort:
-                selector.claimed.add(grant.ticket)
+                selector.claimed[grant.ticket] = grant.issuer
 
     def _arrive(self, sum_: Sum) -> None:
         """A sum is taken in if it is wanted; adding it takes a while, and there is one after the other."""

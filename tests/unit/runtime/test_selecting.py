@@ -10,11 +10,16 @@ import pytest
 import safetensors.numpy
 
 from fedota.contracts.runtime import SelectorSettings
-from fedota.runtime.protocol import ComeBack, ModelRef, Orders, Selected, Work
+from fedota.errors import FedotaError
+from fedota.runtime.aggregation import Weights
+from fedota.runtime.places import whole
+from fedota.runtime.protocol import ComeBack, Concluded, Fate, Meta, ModelRef, Orders, Selected, Work
+from fedota.runtime.selector import pool as pool_module
 from fedota.runtime.selector import selecting as module
 from fedota.runtime.selector.pool import Waiting
 from fedota.runtime.selector.selecting import Selecting
 from fedota.runtime.tensors import Layout, layout_of
+from fedota.runtime.tickets import Ticket
 
 BASE = ModelRef(sha256="b" * 64, size=10)
 BODY = safetensors.numpy.save({"w": np.array([1.0, 2.0], np.float32)})
@@ -23,11 +28,12 @@ A = Waiting("org", "a")
 
 @pytest.fixture
 def selecting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Selecting:
-    """It has every model that it is asked for."""
+    """Its coordinator answers, and it has every model that it is asked for."""
     settings = SelectorSettings(
         problem_id="p", run=1, name="selector-0", coordinator="http://127.0.0.1:9", token_key="", key="secret"
     )
     made = Selecting(settings, tmp_path)
+    made.connected = True
 
     async def have(_: ModelRef) -> Layout:
         return layout_of(memoryview(BODY))
@@ -46,8 +52,27 @@ def orders(one: Selecting, **work: Any) -> Orders:
 
 async def obeys(one: Selecting, wanted: Orders) -> None:
     """It hears of this, and does it."""
-    one._orders = wanted
+    one._hear(wanted)
+    one._ordered.clear()
     await one._obey(wanted)
+
+
+async def reports(one: Selecting, ticket_id: str) -> Ticket:
+    """A client's update is in the sum."""
+    assert one.cohort is not None
+    ticket = Ticket(
+        id=ticket_id,
+        organization="org",
+        client="a",
+        round=1,
+        attempt=1,
+        cohort=one.cohort.id,
+        selector="selector-0",
+        life=one.life,
+        issued=0.0,
+    )
+    await one.cohort.count(ticket, Weights(layout_of(memoryview(BODY)), whole(memoryview(BODY))), 1, {})
+    return ticket
 
 
 def selected(one: Selecting) -> int | None:
@@ -73,7 +98,7 @@ async def test_those_for_whom_there_is_no_room_come_back_one_by_one(
     selecting: Selecting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each at a moment of its own."""
-    monkeypatch.setattr(module, "MOST_WAITING", 1)
+    monkeypatch.setattr(pool_module, "MOST_WAITING", 1)
     there = await waiting(selecting, A)
     answers = [await selecting.check_in(Waiting("org", str(number)), None) for number in range(50)]
     seconds = [answer.seconds for answer in answers if isinstance(answer, ComeBack)]
@@ -114,3 +139,174 @@ async def test_a_selector_tells_all_shares_back(selecting: Selecting) -> None:
     assert selecting.cohort is not None
     held = selecting.cohort.held()
     assert (held.shares, held.share, held.selected) == (shares, 0, 0)
+
+
+async def fate(one: Selecting, ticket: Ticket) -> Fate:
+    """What a client hears of the update that it keeps, when its poll ends."""
+    task = asyncio.create_task(one.check_in(Waiting(ticket.organization, ticket.client), ticket))
+    await _until(lambda: len(one.pool) > 0)
+    one.pool.dismiss()
+    answer = await task
+    assert isinstance(answer, ComeBack)
+    return answer.update
+
+
+async def test_whose_updates_count_is_known_some_rounds_later(selecting: Selecting) -> None:
+    """A client that was not selected again holds a poll in which several short rounds may pass."""
+    kept = []
+    for number in range(4):
+        await obeys(selecting, orders(selecting, cohort=f"k{number}"))
+        kept.append(await reports(selecting, f"t{number}"))
+        concluded = Concluded(cohort=f"k{number}", counted=number != 1)
+        await obeys(selecting, Orders(life=selecting.life, model=BASE, config={}, last=concluded))
+    assert [await fate(selecting, ticket) for ticket in kept] == ["counted", "over", "counted", "counted"]
+
+
+async def test_only_so_many_updates_are_remembered(selecting: Selecting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest ones."""
+    monkeypatch.setattr(module, "_MOST_COUNTED", 2)
+    kept = []
+    for number in range(3):
+        await obeys(selecting, orders(selecting, cohort=f"k{number}"))
+        kept.append(await reports(selecting, f"t{number}"))
+        concluded = Concluded(cohort=f"k{number}", counted=True)
+        await obeys(selecting, Orders(life=selecting.life, model=BASE, config={}, last=concluded))
+    assert [await fate(selecting, ticket) for ticket in kept] == ["over", "counted", "counted"]
+
+
+@pytest.mark.parametrize("cut_off", ["before", "meanwhile"])
+async def test_a_sum_is_sent_only_as_long_as_it_is_asked_for(
+    selecting: Selecting, monkeypatch: pytest.MonkeyPatch, cut_off: str
+) -> None:
+    """A coordinator whose answer never comes does not keep the selector from what is wanted of it now."""
+    handing = asyncio.Event()
+
+    async def never(meta: Meta, _: memoryview) -> None:
+        if meta.collection == "c1":
+            handing.set()
+            await asyncio.Event().wait()
+        taken.append(meta.collection)
+
+    taken: list[str] = []
+    monkeypatch.setattr(selecting._link, "hand_over", never)
+    await obeys(selecting, orders(selecting, share=0))
+    await reports(selecting, "t")
+    first, second = orders(selecting, collect="c1"), orders(selecting, collect="c2")
+    selecting._hear(first)
+    if cut_off == "before":
+        selecting._hear(second)
+    obeying = asyncio.create_task(selecting._obey(first))
+    if cut_off == "meanwhile":
+        await asyncio.wait_for(handing.wait(), 5)
+        selecting._hear(first)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not obeying.done(), "the same orders once more change nothing"
+        selecting._hear(second)
+    async with asyncio.timeout(5):
+        await obeying
+    assert selecting.cohort is not None and not selecting.cohort.lock.locked() and taken == []
+    async with asyncio.timeout(5):
+        await selecting._obey(second)
+    assert taken == ["c2"]
+
+
+async def test_what_a_dead_coordinator_wanted_is_not_begun(
+    selecting: Selecting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one may want something else, and clients would train for nothing. When it wants the same, it is done."""
+    heard: asyncio.Queue[Orders | FedotaError | None] = asyncio.Queue()
+
+    async def hears() -> Orders | None:
+        answer = await heard.get()
+        if isinstance(answer, FedotaError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(selecting._link, "orders", hears)
+    client = await waiting(selecting, A)
+    work = orders(selecting, share=1)
+    tasks = [asyncio.create_task(selecting.listen())]
+    heard.put_nowait(FedotaError("unavailable", "It was killed."))
+    await _until(lambda: not selecting.connected)
+    await obeys(selecting, work)
+    assert selecting.cohort is None and not client.done()
+    tasks.append(asyncio.create_task(selecting.obey()))
+    heard.put_nowait(None)  # nothing new
+    assert isinstance(await asyncio.wait_for(client, 5), Selected)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+async def test_models_of_earlier_lives_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a selector that was killed has left; but not what was fetched of the one that is wanted."""
+    settings = SelectorSettings(
+        problem_id="p", run=1, name="selector-0", coordinator="http://127.0.0.1:9", token_key="", key="secret"
+    )
+    one, drafts = Selecting(settings, tmp_path), []
+    models = tmp_path / "models"
+    models.mkdir()
+    for left in ("old.safetensors", "older.new", f"{BASE.sha256}.new"):
+        (models / left).write_bytes(BODY[:4])
+
+    async def fetch(_: ModelRef, path: Path) -> None:
+        drafts.append(path.with_suffix(".new").exists())
+        path.with_suffix(".new").unlink()
+        path.write_bytes(BODY)
+
+    monkeypatch.setattr(one._link, "fetch", fetch)
+    await one._have(BASE)
+    assert drafts == [True]
+    assert [file.name for file in models.iterdir()] == [f"{BASE.sha256}.safetensors"] and one.has_model(BASE.sha256)
+
+
+async def test_one_organization_does_not_keep_others_out_of_a_full_pool(
+    selecting: Selecting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many clients it poses as: who has fewer is let in, until all have the same share."""
+    monkeypatch.setattr(pool_module, "MOST_WAITING", 10)
+    crowd = [await waiting(selecting, Waiting("crowd", str(number))) for number in range(10)]
+    others = [asyncio.create_task(selecting.check_in(Waiting("other", str(number)), None)) for number in range(7)]
+    await _until(lambda: all(task.done() for task in others[5:]))
+    assert selecting.pool.organizations == {"crowd": 5, "other": 5}
+    answers = [task.result() for task in others[5:]]
+    assert all(isinstance(answer, ComeBack) and answer.seconds >= 1 for answer in answers)
+    await _until(lambda: sum(task.done() for task in crowd) == 5)
+    again = asyncio.create_task(selecting.check_in(Waiting("other", "0"), None))
+    assert isinstance(await others[0], ComeBack), "who waits already comes in a second time instead"
+    assert selecting.pool.organizations == {"crowd": 5, "other": 5}
+    selecting.close()
+    await asyncio.gather(*crowd, *others, again)
+
+
+async def test_an_update_that_is_being_added_is_owed(selecting: Selecting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client hears that it arrived; the coordinator must not go on as if there were none."""
+    adding, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly(work: Callable[..., Any], *arguments: Any) -> Any:
+        adding.set()
+        await go_on.wait()
+        return work(*arguments)
+
+    handed: list[str] = []
+
+    async def hand_over(meta: Meta, _: memoryview) -> None:
+        handed.append(meta.accepted[0].ticket)
+
+    monkeypatch.setattr(selecting._link, "hand_over", hand_over)
+    await obeys(selecting, orders(selecting, share=0))
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio, "to_thread", slowly)
+        counting = asyncio.create_task(reports(selecting, "t"))
+        await asyncio.wait_for(adding.wait(), 5)
+        collecting = asyncio.create_task(obeys(selecting, orders(selecting, collect="c1")))
+        cohort = selecting.cohort
+        assert cohort is not None
+        await _until(lambda: cohort.closed)
+        assert not cohort.held().closed and cohort.held().reported == 0
+        selecting._changed.clear()
+        go_on.set()
+        await asyncio.gather(counting, collecting)
+    assert handed == ["t"] and cohort.held().closed and cohort.held().reported == 1
+    assert selecting._changed.is_set(), "the coordinator is told"

@@ -126,3 +126,13 @@ async def test_only_an_upload_that_stalls_gives_way(monkeypatch: pytest.MonkeyPa
     assert not asking.done(), "it is being added: nobody breaks it off"
     whole.ended.set()
     assert await asking
+
+
+async def test_what_still_comes_for_a_cohort_that_is_over_is_broken_off() -> None:
+    """Slow clients of it would take the places of the next one's for hours; what is whole goes its way."""
+    all_ = Uploads()
+    (slow, _), (whole, _) = _upload(), _upload()
+    all_.receiving = {"slow": slow, "whole": whole}
+    whole.whole = True
+    all_.close()
+    assert slow.ended.is_set() and not whole.ended.is_set()

@@ -1,5 +1,6 @@
 """safetensors, read in place."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedota.errors import FedotaError
-from fedota.runtime.tensors import DTYPES, described, layout_of, mismatch, read_layout
+from fedota.runtime.places import Memory
+from fedota.runtime.protocol import HEADER_SLACK
+from fedota.runtime.tensors import DTYPES, described, layout_in, layout_of, mismatch, read_layout
 
 MODEL = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array([1, 2], np.int32)}
 
@@ -81,3 +84,31 @@ def test_mismatches_are_told_in_words() -> None:
     assert mismatch(layout, {"w": found["w"]}) == "the tensor 'n' is missing"
     assert mismatch(layout, {**found, "x": found["w"]}) == "the model has no tensor 'x'"
     assert described(np.dtype("<f2"), ()) == "float16[]"
+
+
+def test_a_shape_of_very_many_dimensions_is_told_in_few_words() -> None:
+    """A header of 64 KB may hold thousands of them."""
+    said = described(np.dtype("<f4"), (1,) * 30_000)
+    assert said == "float32[1, 1, 1, 1, 1, 1, 1, 1, … 30000 dimensions]"
+
+
+class _Unread(Memory):
+    """A body of which only so much may be looked at."""
+
+    def read(self, start: int, stop: int) -> memoryview:
+        """No more than a header."""
+        assert stop - start <= 1000
+        return super().read(start, stop)
+
+
+def test_a_header_far_longer_than_the_models_is_not_read() -> None:
+    """It would be in memory twice, and on the disk, before the package refuses it; slack is for other metadata."""
+    body = safetensors.numpy.save(MODEL)
+    like = layout_of(memoryview(body))
+    claims = (len(like.header) + HEADER_SLACK + 1).to_bytes(8, "little") + bytes(200_000)
+    with pytest.raises(FedotaError, match=r"its header has 6[0-9]+ bytes, far more than the model's"):
+        layout_in(_Unread(memoryview(claims), len(claims)), like)
+    spaced = json.loads(body[8 : len(like.header)]) | {"__metadata__": {"note": "x" * (HEADER_SLACK - 1000)}}
+    header = json.dumps(spaced).encode()
+    longer = len(header).to_bytes(8, "little") + header + body[len(like.header) :]
+    assert mismatch(like, {t.name: (t.dtype, t.shape) for t in layout_of(memoryview(longer), like).tensors}) is None

@@ -1,0 +1,146 @@
+"""A selector and a coordinator that does not answer as it should."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from fedota.errors import FedotaError
+from fedota.process import serving
+from fedota.runtime.coordinator.rounds import COLLECTING, LEASE
+from fedota.runtime.protocol import MODELS, PARTIALS, STATES, Meta, ModelRef, Told
+from fedota.runtime.selector import link as module
+from fedota.runtime.selector import selecting
+from fedota.runtime.selector.link import Link
+
+BODY = bytes(range(256)) * 4096
+MODEL = ModelRef(sha256=hashlib.sha256(BODY).hexdigest(), size=len(BODY))
+TOLD = Told(name="selector-0", life="life", waiting=0)
+
+
+class Coordinator:
+    """Takes requests in. `heard` counts them; only once `answers` is set they are answered."""
+
+    def __init__(self) -> None:
+        self.heard = 0
+        self.answers = asyncio.Event()
+        self.pause = 0.0
+
+    def app(self) -> web.Application:
+        """Its HTTP side."""
+        app = web.Application(client_max_size=2**30)
+        app.router.add_post(STATES, self._take)
+        app.router.add_put(PARTIALS, self._take)
+        app.router.add_get(MODELS, self._give)
+        return app
+
+    async def _take(self, request: web.Request) -> web.Response:
+        await request.read()
+        self.heard += 1
+        await self.answers.wait()
+        return web.Response(status=204)
+
+    async def _give(self, request: web.Request) -> web.StreamResponse:
+        self.heard += 1
+        await self.answers.wait()
+        response = web.StreamResponse(headers={"Content-Length": str(len(BODY))})
+        await response.prepare(request)
+        for start in range(0, len(BODY), 1 << 17):
+            await response.write(BODY[start : start + (1 << 17)])
+            await asyncio.sleep(self.pause)
+        return response
+
+
+@pytest.fixture
+async def coordinator() -> AsyncIterator[tuple[Coordinator, Link]]:
+    """One, and the way to it."""
+    there = Coordinator()
+    async with serving(there.app(), "127.0.0.1", 0) as url:
+        link = Link(url, "key", "selector-0", "life")
+        async with link.open():
+            yield there, link
+        there.answers.set()
+
+
+def sooner(timeout: aiohttp.ClientTimeout, kind: str) -> aiohttp.ClientTimeout:
+    """A hundredth of one of its limits."""
+    return aiohttp.ClientTimeout(**{kind: getattr(timeout, kind) / 100})
+
+
+async def unanswered(link: Link, what: str, directory: Path) -> None:
+    """Something is asked of a coordinator that never answers it."""
+    async with asyncio.timeout(5):
+        with pytest.raises(FedotaError, match=r"unavailable: The coordinator does not answer"):
+            if what == "fetch":
+                await link.fetch(MODEL, directory / "model.safetensors")
+            else:
+                await link.hand_over(Meta(cohort="k", life="life", collection="c", accepted=[]), memoryview(BODY))
+
+
+@pytest.mark.parametrize("what", ["fetch", "hand_over"])
+async def test_an_answer_that_never_comes_is_given_up(
+    coordinator: tuple[Coordinator, Link], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The connection may be dead; there is time for another try before a collection ends."""
+    there, link = coordinator
+    assert module._LONG.sock_read is not None and module._LONG.sock_read < COLLECTING
+    monkeypatch.setattr(module, "_LONG", sooner(module._LONG, "sock_read"))
+    await unanswered(link, what, tmp_path)
+    assert there.heard == 1
+
+
+async def test_a_sum_that_nobody_reads_can_be_kept_back() -> None:
+    """Orders change while it is being sent: the connection ends, and another one is as good as ever."""
+    gone = asyncio.Event()
+
+    class Deaf(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            self._transport = transport
+            transport.pause_reading()
+            asyncio.get_running_loop().call_later(0.3, transport.resume_reading)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            gone.set()
+
+    server = await asyncio.get_running_loop().create_server(Deaf, "127.0.0.1", 0)
+    link = Link(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "key", "selector-0", "life")
+    meta = Meta(cohort="k", life="life", collection="c", accepted=[])
+    async with server, link.open(), asyncio.timeout(10):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await link.hand_over(meta, memoryview(BODY * 64))
+        await gone.wait()
+
+
+async def test_a_model_that_comes_slowly_is_waited_for(
+    coordinator: tuple[Coordinator, Link], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes longer than an answer may."""
+    there, link = coordinator
+    assert module._LONG.sock_read is not None
+    there.pause = module._LONG.sock_read / 200
+    there.answers.set()
+    monkeypatch.setattr(module, "_LONG", sooner(module._LONG, "sock_read"))
+    await link.fetch(MODEL, tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").read_bytes() == BODY and there.heard == 1
+
+
+async def test_one_message_may_be_swallowed(
+    coordinator: tuple[Coordinator, Link], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one comes, and may be slow, before the coordinator takes the selector for dead."""
+    there, link = coordinator
+    assert module._TELL.total is not None
+    assert selecting._HEARTBEAT + 2 * module._TELL.total + 0.3 < LEASE
+    monkeypatch.setattr(module, "_TELL", sooner(module._TELL, "total"))
+    async with asyncio.timeout(5):
+        with pytest.raises(FedotaError, match="unavailable"):
+            await link.tell(TOLD)
+    there.answers.set()
+    await link.tell(TOLD)
+    assert there.heard == 2

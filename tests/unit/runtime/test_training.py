@@ -1,0 +1,149 @@
+"""A coordinator's training, with a platform that answers when the test says so."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+import aiohttp
+import numpy as np
+import pytest
+import safetensors.numpy
+from aiohttp import web
+
+from fedota.contracts.runtime import CoordinatorSettings, Presigned, PresignRequest, Report, Reported, Resume
+from fedota.events.problems import ModelFile, Plan
+from fedota.process import serving
+from fedota.runtime.bodies import send_file
+from fedota.runtime.coordinator import training as module
+from fedota.runtime.coordinator.collector import Collector
+from fedota.runtime.coordinator.objects import Objects
+from fedota.runtime.coordinator.platform import Platform
+from fedota.runtime.coordinator.state import Rules
+from fedota.runtime.coordinator.training import Training
+from fedota.runtime.protocol import Meta
+from fedota.runtime.tensors import layout_of
+
+MODEL = safetensors.numpy.save({"w": np.arange(10_000, dtype=np.float32)})
+DIGEST = hashlib.sha256(MODEL).hexdigest()
+PLAN = Plan(rounds=1, goal_count=1)
+
+
+class Ground:
+    """The platform and its object store: a run that has not begun, of `MODEL`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.url = ""
+        self.ranges: list[str] = []
+        self.asked: asyncio.Queue[asyncio.Future[list[str]]] = asyncio.Queue()  # who was revoked
+        self._stored = directory / "stored"
+        self._stored.write_bytes(MODEL)
+
+    async def resume(self, run: int) -> Resume:
+        """Nothing was recorded."""
+        assert run == 1
+        return Resume()
+
+    async def presign(self, request: PresignRequest) -> Presigned:
+        """An address here."""
+        return Presigned(url=f"{self.url}/{request.key}", headers={})
+
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        """The model."""
+        self.ranges.append(request.headers.get("Range", ""))
+        return await send_file(request, self._stored)
+
+    async def report(self, report: Report) -> Reported:
+        """Record it. By now an organization was revoked."""
+        return Reported(position=report.update.report, revoked=["org"])
+
+    async def revoked(self) -> list[str]:
+        """As the test says."""
+        answer = asyncio.get_running_loop().create_future()
+        self.asked.put_nowait(answer)
+        return cast("list[str]", await answer)
+
+
+@pytest.fixture
+async def ground(tmp_path: Path) -> AsyncIterator[Ground]:
+    """One that answers."""
+    made = Ground(tmp_path)
+    app = web.Application()
+    app.router.add_get("/{key}", made.get)
+    async with serving(app, "127.0.0.1", 0) as made.url:
+        yield made
+
+
+async def loaded(ground: Ground, directory: Path) -> Training:
+    """A training that has its model."""
+    settings = CoordinatorSettings(
+        problem_id="p",
+        run=1,
+        plan=PLAN,
+        model=ModelFile(key="model", sha256=DIGEST, size=len(MODEL)),
+        nats_url="",
+        nats_credentials="",
+        key="",
+    )
+    training = Training(settings, Rules(problem_id="p", run=1, plan=PLAN, life="c1"), directory)
+    platform = cast("Platform", ground)
+    async with aiohttp.ClientSession() as http:
+        await training.load(platform, Objects(platform, http))
+    return training
+
+
+async def test_a_model_s_download_goes_on_in_the_next_life(ground: Ground, tmp_path: Path) -> None:
+    """Else a coordinator whose model takes longer than it may take to begin would never begin. Other drafts go."""
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / f"{DIGEST}.new").write_bytes(MODEL[:30_000])
+    (models / f"{'0' * 64}.new").write_bytes(b"of another model")
+    training = await loaded(ground, tmp_path)
+    assert ground.ranges == ["bytes=30000-"]
+    assert training.model_file(DIGEST).read_bytes() == MODEL
+    assert list(models.iterdir()) == [training.model_file(DIGEST)]
+
+
+async def test_an_older_answer_does_not_let_the_revoked_in_again(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report was answered, naming an organization, while it was asked who is revoked."""
+    monkeypatch.setattr(module, "_ATTENTION", 0.0)
+    training = await loaded(ground, tmp_path)
+    attending = asyncio.create_task(training.attend())
+    older = await ground.asked.get()
+    reporting = asyncio.create_task(training.report())
+    while not training.reporter.number:
+        await training.changed.wait()
+    older.set_result([])
+    newer = await ground.asked.get()
+    assert training.state.revoked == ["org"]
+    newer.set_result([])
+    await ground.asked.get()
+    assert training.state.revoked == []
+    for task in (attending, reporting):
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+@pytest.mark.parametrize("error", [OSError, MemoryError])
+async def test_half_a_sum_in_the_total_ends_the_coordinator(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """Whatever broke it off; the next life collects the sums anew."""
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    training = await loaded(ground, tmp_path)
+    collector = Collector(layout_of(memoryview(MODEL)), tmp_path)
+    monkeypatch.setattr(training, "_collector", ("collection", collector))
+    monkeypatch.setattr(training, "require_wanted", lambda _: collector)
+    monkeypatch.setattr(collector, "_merge", fail)
+    with pytest.raises(error), collector.place() as place:
+        await training.take(Meta(cohort="c", life="a", collection="collection", accepted=[]), place)
+    with pytest.raises(RuntimeError, match="as a whole"):
+        await asyncio.wait_for(training.conclude(), 5)
