@@ -15,6 +15,7 @@ _REPORTED: Final = 409
 _NOT_NOW: Final = (503, 504)
 _NOT_FOUND: Final = 404  # the round has gone on
 _NOTHING: Final = memoryview(b"")
+_CONTINUE: Final = b"HTTP/1.1 100 "
 Sink = Callable[[bytes], object]
 
 
@@ -65,10 +66,13 @@ class Line:
         kept = False
         try:
             reader, writer = await self.connect()
-            lines = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
+            expected = {"Expect": "100-continue"} if body else {}
+            lines = "".join(f"{name}: {value}\r\n" for name, value in {**(headers or {}), **expected}.items())
             writer.write(f"{method} {path} HTTP/1.1\r\n{self._head}{lines}Content-Length: {len(body)}\r\n\r\n".encode())
-            async with _writing(writer, body) as writing:  # it may be refused before it has arrived
-                answer = await _read(reader, sink)
+            head = await reader.readuntil(b"\r\n\r\n")
+            asked = head.startswith(_CONTINUE)
+            async with _writing(writer, body if asked else _NOTHING) as writing:  # it may be refused on its way
+                answer = await _read(await reader.readuntil(b"\r\n\r\n") if asked else head, reader, sink)
                 # after half a body the next request would be taken for the other half
                 kept = answer.headers.get("connection", "").lower() != "close" and writing.done()
             return answer
@@ -95,8 +99,8 @@ async def _writing(writer: asyncio.StreamWriter, body: memoryview) -> AsyncItera
         await asyncio.wait([task])
 
 
-async def _read(reader: asyncio.StreamReader, sink: Sink | None) -> Answer:
-    status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+async def _read(head: bytes, reader: asyncio.StreamReader, sink: Sink | None) -> Answer:
+    status, *lines = head.decode().split("\r\n")
     pairs = (line.partition(": ") for line in lines if line)
     headers = {name.lower(): value for name, _, value in pairs}
     code, left = int(status.split()[1]), int(headers.get("content-length", 0))

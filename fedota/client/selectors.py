@@ -37,6 +37,7 @@ from fedota.tls import client_context
 _POLL: Final = aiohttp.ClientTimeout(total=90, sock_connect=10)
 _SHORT: Final = aiohttp.ClientTimeout(total=30, sock_connect=10)
 _FETCH: Final = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
+_LARGE: Final = 1 << 16  # bytes of a body that are more than another round trip
 _LATE: Final = 60.0  # seconds past a round's end that an answer to an update is still awaited
 _FIRST_DELAY: Final = 0.2
 _LONGEST_DELAY: Final = 15.0
@@ -134,7 +135,9 @@ class Selectors:
             headers |= {OFFSET: str(offset), WHOLE: str(update.size)}
         timeout = aiohttp.ClientTimeout(total=max(_LATE, seconds), sock_connect=10)
         method, body = "PATCH" if offset else "POST", Parts(update.parts, offset)
-        await self._ask(method, UPDATES, headers=headers, timeout=timeout, data=body)
+        # a selector asks for the body when it has a place for it: nothing is sent in vain
+        waits = update.size - offset >= _LARGE
+        await self._ask(method, UPDATES, headers=headers, timeout=timeout, data=body, expect100=waits)
 
     async def _offset(self, ticket: str) -> int:
         """How much of the update the selector has; 0 also where it takes no more of it, which sending will tell."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
-from aiohttp import ClientResponse, StreamReader, hdrs, web
+from aiohttp import ClientResponse, HttpVersion11, StreamReader, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.payload import Payload
 
@@ -34,6 +34,7 @@ _THROUGH_TLS: Final = asyncio.Semaphore(512)  # files that are sent at the same 
 _STAGE: Final = 1 << 18  # bytes of a body that wait in memory for the disk
 _WRITERS: Final = ThreadPoolExecutor(4, "write")  # of their own: a slow disk must not hold up what else needs a thread
 _TAKEN_OVER: Final = web.RequestKey("taken_over", bool)
+_INVITED: Final = web.RequestKey("invited", bool)
 
 # Sends more to a socket, given its descriptor: the number of bytes, 0 when all are sent. It may raise BlockingIOError.
 _Step = Callable[[int], int]
@@ -196,9 +197,28 @@ async def read_body(request: web.Request, place: Place) -> None:
         await read_rest(request, place, length)
 
 
+def expects(request: web.Request) -> bool:
+    """Whether the client sends its body only when it is asked to (RFC 9110, 10.1.1)."""
+    return request.version >= HttpVersion11 and request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
+
+
+async def unhurried(request: web.Request) -> None:
+    """In the place of aiohttp's way, which asks for a body before anybody has looked at what comes with it."""
+    if request.version >= HttpVersion11 and not expects(request):
+        raise web.HTTPExpectationFailed
+
+
+async def invite(request: web.Request) -> None:
+    """Ask for the body, if the client waits for that."""
+    if expects(request):
+        request[_INVITED] = True
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # of the response nothing is sent yet
+
+
 def finish(request: web.Request, response: web.StreamResponse) -> None:
-    """Close the connection with the response when its bytes were taken past aiohttp."""
-    if request.get(_TAKEN_OVER):
+    """Close the connection with the response when its bytes were taken past aiohttp, or are not to come any more."""
+    if request.get(_TAKEN_OVER) or (expects(request) and not request.get(_INVITED)):
         response.force_close()
 
 

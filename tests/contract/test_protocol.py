@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from socket import MSG_WAITALL
+from socket import MSG_PEEK, MSG_WAITALL
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -284,6 +284,8 @@ async def test_what_http_allows(world: World) -> None:
     async with selected(world) as (clients, updates):
         (one, other), (first, second) = clients, updates
         await do(_kept_connection, one, world.digest)
+        refused = await do(_uninvited, one, first)
+        assert refused.code == "unsupported_encoding" and refused.headers["Connection"] == "close"
         assert (await do(_expecting, one, first)).status == 200
         pieces = (second.body[start : start + 70_000] for start in range(0, len(second.body), 70_000))
         answer = await do(other.http.ask, "POST", "/v1/updates", {**second.headers, "X-Unknown": "1"}, pieces)
@@ -309,6 +311,15 @@ def _expecting(one: Client, update: Work) -> Answer:
     connection = one.http.open("POST", "/v1/updates", headers)
     assert connection.sock.recv(len(b"HTTP/1.1 100 Continue\r\n\r\n"), MSG_WAITALL).startswith(b"HTTP/1.1 100 ")
     connection.send(update.body)
+    return one.http.end(connection)
+
+
+def _uninvited(one: Client, update: Work) -> Answer:
+    """Who waits to be asked for a body that would be refused is told so, and not asked."""
+    length = str(len(update.body))
+    headers = {**update.headers, "Content-Length": length, "Expect": "100-continue", "Content-Encoding": "gzip"}
+    connection = one.http.open("POST", "/v1/updates", headers)
+    assert connection.sock.recv(len(b"HTTP/1.1 415"), MSG_PEEK | MSG_WAITALL) == b"HTTP/1.1 415"
     return one.http.end(connection)
 
 

@@ -6,6 +6,7 @@ import random
 import re
 import time
 from collections.abc import Coroutine
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -19,7 +20,7 @@ from fedota.contracts.runtime import SelectorSettings
 from fedota.errors import FedotaError
 from fedota.process import Service, attach
 from fedota.runtime.aggregation import checked
-from fedota.runtime.bodies import read_body, send_file
+from fedota.runtime.bodies import expects, invite, read_body, send_file, unhurried
 from fedota.runtime.protocol import (
     CHECK_IN,
     CLIENT,
@@ -51,6 +52,7 @@ SERVER: Final[dict[str, Any]] = {
 }
 _CLIENT: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _NUMBER: Final = re.compile(r"[0-9]{1,10}", re.ASCII)
+_QUEUE: Final = 20.0  # seconds that a client which holds its body back waits for its turn
 _BYTES: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
 # Said to one client about the way there, not about its update: no refusal of the round.
 _PASSING: Final = frozenset({"unavailable", "internal_error", "offset_mismatch"})
@@ -81,6 +83,7 @@ class Doors:
         self._settings = settings
         self._selecting = selecting
         self._uploads = 0
+        self._turns = asyncio.Semaphore(MOST_UPLOADS)
         self._crowding = Crowding()
         self._tasks: set[asyncio.Task[None]] = set()
         self._accepted = service.add_counter("updates_accepted", "Updates that were added to a sum")
@@ -94,8 +97,8 @@ class Doors:
         return [
             web.post(CHECK_IN, self.check_in),
             web.get(MODELS, self.model),
-            web.post(UPDATES, self.update),
-            web.patch(UPDATES, self.update),
+            web.post(UPDATES, self.update, expect_handler=unhurried),
+            web.patch(UPDATES, self.update, expect_handler=unhurried),
             web.head(UPDATES, self.offset),
         ]
 
@@ -190,14 +193,40 @@ class Doors:
         sent = _sent(request, spool)
         await self._require_alone(cohort, ticket)
         await self._require_claim(ticket, cohort)
-        if self._uploads >= MOST_UPLOADS:
-            left = (cohort.selected or 0) - len(cohort.accepted) - self._uploads
-            again = random.randint(1, self._crowding.seconds(left))  # noqa: S311 - only spreads the attempts
-            raise FedotaError("unavailable", "Too many updates come at once. Send it again.", retry_after=again)
+        await self._take_turn(request, cohort)
+        try:
+            upload = self._begin(request, ticket, cohort, sent)
+        except BaseException:
+            self._turns.release()
+            raise
+        return await self._read(request, spool, ticket, cohort, sent, upload)
+
+    async def _take_turn(self, request: web.Request, cohort: Cohort) -> None:
+        """Return when the update may come. Who holds its body back costs nothing and waits for its turn."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_QUEUE if expects(request) else 0 if self._turns.locked() else None):
+                await self._turns.acquire()
+                return
+        left = (cohort.selected or 0) - len(cohort.accepted) - self._uploads
+        again = random.randint(1, self._crowding.seconds(left))  # noqa: S311 - only spreads the attempts
+        raise FedotaError("unavailable", "Too many updates come at once. Send it again.", retry_after=again)
+
+    def _begin(self, request: web.Request, ticket: Ticket, cohort: Cohort, sent: _Sent) -> Upload:
+        """An update is on its way from now on, until `_end`."""
         cohort.require_open(ticket)
-        if ticket.id in cohort.uploads.receiving:
+        uploads = cohort.uploads
+        if ticket.id in uploads.receiving:
             raise already_reported()
-        return await self._read(request, spool, ticket, cohort, sent)
+        if request.method == "PATCH":
+            if sent.offset != (received := uploads.received(ticket.id)):
+                raise _OffsetError(received)
+        else:
+            uploads.forget(ticket.id)
+        upload = uploads.receiving[ticket.id] = Upload(request.transport)
+        if not self._uploads:
+            self._crowding.begins(time.monotonic())
+        self._uploads += 1
+        return upload
 
     async def _require_alone(self, cohort: Cohort, ticket: Ticket) -> None:
         """Raise while the update comes by another connection that lives."""
@@ -209,20 +238,12 @@ class Doors:
         cohort.require_open(ticket)
 
     async def _read(
-        self, request: web.Request, spool: Spool, ticket: Ticket, cohort: Cohort, sent: _Sent
+        self, request: web.Request, spool: Spool, ticket: Ticket, cohort: Cohort, sent: _Sent, upload: Upload
     ) -> int | None:
         uploads = cohort.uploads
-        if request.method == "PATCH":
-            if sent.offset != (received := uploads.received(ticket.id)):
-                raise _OffsetError(received)
-        else:
-            uploads.forget(ticket.id)
-        upload = uploads.receiving[ticket.id] = Upload(request.transport)
-        if not self._uploads:
-            self._crowding.begins(time.monotonic())
-        self._uploads += 1
         try:
             upload.place = uploads.taken(ticket.id) or await spool.place()
+            await invite(request)
             await read_body(request, upload.place)
         except BaseException as error:
             keep = not isinstance(error, FedotaError) or error.problem.code == "timeout"
@@ -239,6 +260,7 @@ class Doors:
     def _end(self, ticket: Ticket, cohort: Cohort, upload: Upload) -> None:
         """Nothing of this update is on its way any more."""
         self._uploads -= 1
+        self._turns.release()
         del cohort.uploads.receiving[ticket.id]
         upload.ended.set()
 
