@@ -136,7 +136,7 @@ class Selectors:
         timeout = aiohttp.ClientTimeout(total=max(_LATE, seconds), sock_connect=10)
         method, body = "PATCH" if offset else "POST", Parts(update.parts, offset)
         # a selector asks for the body when it has a place for it: nothing is sent in vain
-        waits = update.size - offset >= _LARGE
+        waits = update.size >= _LARGE
         await self._ask(method, UPDATES, headers=headers, timeout=timeout, data=body, expect100=waits)
 
     async def _offset(self, ticket: str) -> int:

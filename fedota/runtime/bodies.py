@@ -165,8 +165,15 @@ class _Staged(_Direct):
             self._go_on()
 
     async def settled(self) -> None:
+        """Return when nothing is being written: one write begins the next, also for who is cancelled meanwhile."""
+        cancelled: asyncio.CancelledError | None = None
         while self._writing is not None:
-            await _finished(self._writing)
+            try:
+                await _finished(self._writing)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
 
 
 async def _finished(work: asyncio.Future[Any]) -> None:

@@ -195,6 +195,7 @@ class Doors:
         await self._require_claim(ticket, cohort)
         await self._take_turn(request, cohort)
         try:
+            await self._require_alone(cohort, ticket)  # while it waited, another connection of its client came
             upload = self._begin(request, ticket, cohort, sent)
         except BaseException:
             self._turns.release()

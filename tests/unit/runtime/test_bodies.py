@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import aiohttp
 import pytest
@@ -18,7 +19,7 @@ from fedota.contracts.runtime import Listening
 from fedota.errors import FedotaError
 from fedota.process import serving, serving_at
 from fedota.runtime import bodies
-from fedota.runtime.bodies import Parts, mapped, read_body, read_reply, send_file
+from fedota.runtime.bodies import Parts, _Staged, mapped, read_body, read_reply, send_file
 from fedota.runtime.places import Memory, Spooled
 from fedota.runtime.selector.app import SERVER
 from fedota.runtime.web import problems
@@ -385,6 +386,36 @@ async def test_what_came_before_a_body_broke_off_is_in_its_file(
         assert place.received > 0 and place.read(0, place.received) == sent[: place.received]
         place.close()
         writer.close()
+
+
+async def test_who_is_cancelled_leaves_nothing_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One write begins the next: whoever goes on with the file would write there at the same time."""
+    gates, begun, written = [threading.Event(), threading.Event()], list[int](), list[int]()
+    loop, second = asyncio.get_running_loop(), asyncio.Event()
+
+    def slowly(_: Spooled, source: memoryview) -> None:
+        begun.append(len(source))
+        if len(begun) == 2:
+            loop.call_soon_threadsafe(second.set)
+        gates[len(begun) - 1].wait(10)
+        written.append(len(source))
+
+    monkeypatch.setattr(Spooled, "copy", slowly)
+    place = Spooled.unlinked(tmp_path, 1000)
+    staged = _Staged(None, create_autospec(asyncio.Transport), place, 100)
+    staged.buffer_updated(10)
+    staged.buffer_updated(20)  # while the first is being written
+    settling = asyncio.create_task(staged.settled())
+    await asyncio.sleep(0)
+    settling.cancel()
+    gates[0].set()
+    await asyncio.wait_for(second.wait(), 5)
+    assert not settling.done()
+    gates[1].set()
+    with pytest.raises(asyncio.CancelledError):
+        await settling
+    assert written == [10, 20]
+    place.close()
 
 
 def _full(*_: object) -> int:
