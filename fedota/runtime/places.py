@@ -1,6 +1,7 @@
 """Where large bodies lie: in memory, or in a file that costs none. They are filled and looked at piece by piece."""
 
 import errno
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -145,6 +146,12 @@ def opened(path: Path) -> Iterator[Spooled]:
         yield place
     finally:
         place.close()
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex; it is read piece by piece."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def whole(view: memoryview) -> Memory:

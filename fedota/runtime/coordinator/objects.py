@@ -1,7 +1,6 @@
 """The object store by presigned URLs: models are fetched and checked, checkpoints stored with their manifest."""
 
 import asyncio
-import hashlib
 import os
 import re
 from pathlib import Path
@@ -14,6 +13,7 @@ from multidict import CIMultiDict
 from fedota.contracts.runtime import Presigned, PresignRequest
 from fedota.runtime.bodies import Parts
 from fedota.runtime.coordinator.platform import Platform
+from fedota.runtime.places import file_sha256
 
 _PIECE: Final = 1 << 20
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
@@ -42,7 +42,7 @@ class Objects:
         signed = await self._platform.presign(PresignRequest(method="GET", key=key))
         draft = path.with_suffix(".new")
         await self._download(key, signed, size, draft)
-        if draft.stat().st_size != size or await asyncio.to_thread(_sha256, draft) != sha256:
+        if draft.stat().st_size != size or await asyncio.to_thread(file_sha256, draft) != sha256:
             draft.unlink()
             raise WrongObjectError(f"{key} is not the object that was recorded: its size or SHA-256 differs")
         draft.replace(path)
@@ -95,8 +95,3 @@ def _code(text: str) -> str:
     """S3's code of an error; the rest names hosts and keys, differs with each answer, and is not for everybody."""
     found = _CODE.search(text)
     return f" ({found[1]})" if found else ""
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,6 +15,7 @@ from fedota.events.rounds import Checkpoint
 from fedota.runtime.bodies import mapped
 from fedota.runtime.coordinator.objects import StoreError
 from fedota.runtime.coordinator.platform import insist
+from fedota.runtime.places import file_sha256
 
 _RETRIED: Final = (StoreError, FedotaError, msgspec.DecodeError)
 Store = Callable[[str, memoryview, str], Awaitable[None]]  # a key, what is to be there, its SHA-256
@@ -102,7 +103,7 @@ class Storing:
 
     async def _store(self, one: Checkpoint) -> None:
         path, manifest = self._weights(one.sha256), self._manifest(one)
-        if one.key in self._restored and await asyncio.to_thread(digest, path) != one.sha256:
+        if one.key in self._restored and await asyncio.to_thread(file_sha256, path) != one.sha256:
             raise DamagedError(f"{path} is not the checkpoint that the journal speaks of")
         told = manifest.read_bytes()
         await self._insist(one.key, mapped(path), one.sha256)
@@ -118,12 +119,6 @@ class Storing:
 
     def _manifest(self, checkpoint: Checkpoint) -> Path:
         return self._directory / Path(checkpoint.key).with_suffix(".json").name
-
-
-def digest(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sha256(body: bytes) -> str:

@@ -39,8 +39,8 @@ from fedota.runtime.coordinator.state import (
     Spoiled,
     Tick,
 )
-from fedota.runtime.coordinator.storing import DamagedError, Storing, digest
-from fedota.runtime.places import Memory, Spooled, opened
+from fedota.runtime.coordinator.storing import DamagedError, Storing
+from fedota.runtime.places import Memory, Spooled, file_sha256, opened
 from fedota.runtime.protocol import Claim, Claimed, Meta, ModelRef, Orders
 from fedota.runtime.tensors import read_layout
 
@@ -133,7 +133,7 @@ class Training:
 
     async def _is_whole(self, object_: ModelFile | Checkpoint) -> bool:
         path = self.model_file(object_.sha256)
-        return path.exists() and await asyncio.to_thread(digest, path) == object_.sha256
+        return path.exists() and await asyncio.to_thread(file_sha256, path) == object_.sha256
 
     async def _have(self, object_: ModelFile | Checkpoint, trouble: Any) -> None:
         path = self.model_file(object_.sha256)

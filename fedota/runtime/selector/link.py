@@ -1,7 +1,6 @@
 """The selector's side of what selector and coordinator say to each other."""
 
 import asyncio
-import hashlib
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +13,7 @@ import msgspec
 from fedota.errors import FedotaError, Problem
 from fedota.events import to_json
 from fedota.runtime.bodies import Parts, read_reply
-from fedota.runtime.places import Spooled
+from fedota.runtime.places import Spooled, file_sha256
 from fedota.runtime.protocol import (
     CLAIMS,
     MODELS,
@@ -127,9 +126,7 @@ class Link:
 
 
 def _keep(draft: Path, sha256: str, path: Path) -> None:
-    with draft.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
+    if file_sha256(draft) != sha256:
         draft.unlink()
         raise FedotaError("unavailable", "The coordinator's model came damaged; it is fetched again.")
     draft.replace(path)
