@@ -139,7 +139,10 @@ async def test_a_replay_ends_with_what_follows_from_it(platform: Any) -> None:
 @asynccontextmanager
 async def tailing(platform: Any, *words: str) -> AsyncIterator[asyncio.subprocess.Process]:
     """A tail, which is interrupted in the end and has to end well."""
+    # a shell that starts these tests in the background has them ignore Ctrl-C, and so would what they start
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = await begun("events", "tail", "--json", *words, env=environment(platform))
+    signal.signal(signal.SIGINT, before)
     yield process
     process.send_signal(signal.SIGINT)
     async with asyncio.timeout(_PATIENCE):
