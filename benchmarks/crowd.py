@@ -5,6 +5,7 @@ import contextlib
 import json
 import random
 import resource
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final, NamedTuple
@@ -33,19 +34,20 @@ class Answer(NamedTuple):
 
 
 class Line:
-    """A client's connection to its selector, made again when it was closed."""
+    """A client's connection to its selector, made again when it was closed; by TLS where there is a `context`."""
 
-    def __init__(self, url: str, token: str, client: str) -> None:
+    def __init__(self, url: str, token: str, client: str, context: ssl.SSLContext | None = None) -> None:
         place = urlsplit(url)
         assert place.hostname is not None
         self._place = (place.hostname, place.port)
+        self._context = context
         self._head = f"Host: {place.netloc}\r\nAuthorization: Bearer {token}\r\nFedota-Client: {client}\r\n"
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connected, if it was not yet."""
         if self._streams is None:
-            self._streams = await asyncio.open_connection(*self._place, limit=_PIECE)
+            self._streams = await asyncio.open_connection(*self._place, limit=_PIECE, ssl=self._context)
         return self._streams
 
     def close(self) -> None:
@@ -74,7 +76,8 @@ class Line:
             async with _writing(writer, body if asked else _NOTHING) as writing:  # it may be refused on its way
                 answer = await _read(await reader.readuntil(b"\r\n\r\n") if asked else head, reader, sink)
                 # after half a body the next request would be taken for the other half
-                kept = answer.headers.get("connection", "").lower() != "close" and writing.done()
+                whole = writing.done() or not asked
+                kept = answer.headers.get("connection", "").lower() != "close" and whole
             return answer
         except (OSError, EOFError) as error:
             raise ConnectionError(str(error) or type(error).__name__) from None

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import re
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -20,8 +21,10 @@ from benchmarks.problem import Problem, running
 from benchmarks.until import until
 from benchmarks.world import World, environment
 from fedota.events.problems import Plan
-from fedota.kernel.files import free_port
+from fedota.kernel.files import free_port, private_directory
 from fedota.kernel.processes import spawn
+from fedota.tls import client_context
+from services.orchestrator.launchers.authority import Authority
 
 CLIENTS: Final = 10_000
 HELD: Final = 40.0  # seconds: every long poll ends once and is begun again
@@ -31,38 +34,47 @@ _ORGANIZATIONS: Final = 100
 _CONNECTING: Final = 256  # at the same time
 _PATIENCE: Final = 60.0  # seconds
 _AGAINST: Final = "a bare aiohttp handler that holds the same requests"
+_PLAIN: Final = "the same by plain HTTP"
 _WAITING: Final = re.compile(r"^fedota_clients_waiting (\S+)$", re.MULTILINE)
 
 
 class Held(NamedTuple):
-    """What holding the clients took: memory for each, seconds until all waited, a share of a core, and the rate."""
+    """What holding the clients took: memory for each, connections and check-ins a second when all come, a share of a
+    core while they wait, and check-ins a second beside.
+    """
 
     kilobytes: float
-    arrival: float
+    connects: float
+    arrivals: float
     share: float
     per_second: float
 
 
 async def measure(world: World) -> Figures:
-    """`idle.*` beside a bare server that holds the same requests."""
+    """`idle.*` beside a bare server that holds the same requests, and `idle.tls.*` beside the same without TLS."""
     allow_files(CLIENTS + 1000)
-    ours, bare = await _ours(world), await _bare(world)
+    authority = Authority.of(private_directory(world.directory / "authority"))
+    ours, bare, tls = await _ours(world), await _bare(world), await _ours(world, authority)
     return {
         f"idle.kb_per_client.{CLIENTS}": Figure(ours.kilobytes, "KB", bare.kilobytes, _AGAINST),
-        f"idle.arrivals_per_s.{CLIENTS}": Figure(ours.arrival, "check-ins/s", bare.arrival, _AGAINST),
+        f"idle.arrivals_per_s.{CLIENTS}": Figure(ours.arrivals, "check-ins/s", bare.arrivals, _AGAINST),
         f"idle.check_ins_per_s.{CLIENTS}": Figure(ours.per_second, "check-ins/s", bare.per_second, _AGAINST),
         f"idle.cpu.{CLIENTS}": Figure(ours.share, "of a core", bare.share, _AGAINST),
+        f"idle.tls.kb_per_client.{CLIENTS}": Figure(tls.kilobytes, "KB", ours.kilobytes, _PLAIN),
+        f"idle.tls.connects_per_s.{CLIENTS}": Figure(tls.connects, "connections/s", ours.connects, _PLAIN),
+        f"idle.tls.check_ins_per_s.{CLIENTS}": Figure(tls.per_second, "check-ins/s", ours.per_second, _PLAIN),
     }
 
 
-async def _ours(world: World) -> Held:
-    """A real selector of a problem whose goal is never reached."""
+async def _ours(world: World, authority: Authority | None = None) -> Held:
+    """A real selector of a problem whose goal is never reached; with an `authority`, by TLS."""
     plan = Plan(rounds=1, goal_count=100_000, minimum_fraction=1.0, selectors=1, selection_timeout=86_400)
     problem = await asyncio.to_thread(Problem, world, plan, 1)
     tokens = [problem.token(f"organization {number}")[0] for number in range(_ORGANIZATIONS)]
-    async with running(world, problem) as processes:
+    context = client_context(authority.pem) if authority else None
+    async with running(world, problem, authority) as processes:
         [selector] = processes.selectors
-        return await _held(selector.url, selector.pid, tokens)
+        return await _held(selector.url, selector.pid, tokens, context)
 
 
 async def _bare(world: World) -> Held:
@@ -92,18 +104,19 @@ async def _answers(url: str) -> bool:
     return True
 
 
-async def _held(url: str, pid: int, tokens: list[str]) -> Held:
+async def _held(url: str, pid: int, tokens: list[str], context: ssl.SSLContext | None = None) -> Held:
     """Let all of them wait, for longer than a long poll lasts, then let some be as fast as they can."""
     before = status(pid)["VmRSS"]
-    crowd = _Crowd(url, tokens)
+    crowd = _Crowd(url, tokens, context)
     try:
-        await crowd.connect()
-        arrival = await crowd.arrive()
+        connected = await crowd.connect()
+        arrived = await crowd.arrive()
         share, most = await _watched(pid)
         per_second = await crowd.push()
     finally:
         crowd.leave()
-    return Held(1024 * (most - before) / CLIENTS, CLIENTS / arrival, share, per_second)
+    kilobytes = 1024 * (most - before) / CLIENTS
+    return Held(kilobytes, CLIENTS / connected, CLIENTS / arrived, share, per_second)
 
 
 async def _watched(pid: int) -> tuple[float, float]:
@@ -116,11 +129,11 @@ async def _watched(pid: int) -> tuple[float, float]:
     return (sum(process.cpu_times()[:2]) - used) / (time.perf_counter() - begun), most
 
 
-async def _waiting(url: str) -> int:
+async def _waiting(url: str, context: ssl.SSLContext | None = None) -> int:
     """How many clients wait, as the server counts them."""
 
     def read() -> str:
-        with urlopen(f"{url}/metrics", timeout=_PATIENCE) as reply:
+        with urlopen(f"{url}/metrics", timeout=_PATIENCE, context=context) as reply:
             text: str = reply.read().decode()
             return text
 
@@ -132,8 +145,9 @@ async def _waiting(url: str) -> int:
 class _Crowd:
     """All the clients, each a connection and a task."""
 
-    def __init__(self, url: str, tokens: list[str]) -> None:
+    def __init__(self, url: str, tokens: list[str], context: ssl.SSLContext | None) -> None:
         self._url = url
+        self._context = context
         self._tokens = tokens
         self._lines = [self._line(number) for number in range(CLIENTS)]
         self._more: list[Line] = []
@@ -141,10 +155,11 @@ class _Crowd:
         self._answered = 0
 
     def _line(self, number: int) -> Line:
-        return Line(self._url, self._tokens[number % len(self._tokens)], f"client-{number}")
+        return Line(self._url, self._tokens[number % len(self._tokens)], f"client-{number}", self._context)
 
-    async def connect(self) -> None:
-        """Every connection is there before anything is timed."""
+    async def connect(self) -> float:
+        """Seconds until every connection is there."""
+        begun = time.perf_counter()
         turns = asyncio.Semaphore(_CONNECTING)
 
         async def connect(line: Line) -> None:
@@ -152,13 +167,14 @@ class _Crowd:
                 await line.connect()
 
         await asyncio.gather(*(connect(line) for line in self._lines))
+        return time.perf_counter() - begun
 
     async def arrive(self) -> float:
         """Seconds from the first check-in until all wait."""
         begun = time.perf_counter()
         self._tasks = [asyncio.create_task(self._wait(line)) for line in self._lines]
         async with asyncio.timeout(_PATIENCE):
-            while (waiting := await _waiting(self._url)) < CLIENTS:
+            while (waiting := await _waiting(self._url, self._context)) < CLIENTS:
                 self._raise()
                 await asyncio.sleep(0.02 if waiting > 0.8 * CLIENTS else 0.1)
         return time.perf_counter() - begun

@@ -39,6 +39,7 @@ from fedota.events.problems import ModelFile, Plan
 from fedota.kernel.bus import Answer, Bus
 from fedota.kernel.files import private_directory, write_private
 from fedota.kernel.nats_accounts import Operator, push_account
+from services.orchestrator.launchers.authority import Authority
 
 TENSORS: Final = 10
 MEGABYTE: Final = 1_000_000
@@ -171,8 +172,11 @@ class Infrastructure(NamedTuple):
 
 
 @asynccontextmanager
-async def running(world: World, problem: Problem) -> AsyncIterator[Infrastructure]:
-    """Coordinator and selectors, with somebody who answers for the platform."""
+async def running(world: World, problem: Problem, authority: Authority | None = None) -> AsyncIterator[Infrastructure]:
+    """Coordinator and selectors, with somebody who answers for the platform.
+
+    Selectors have certificates of `authority`; without one they speak plain HTTP.
+    """
     common: dict[str, Any] = {"problem_id": problem.id, "run": 1, "key": "a shared secret"}
     coordinator = CoordinatorSettings(
         plan=problem.plan,
@@ -189,10 +193,18 @@ async def running(world: World, problem: Problem) -> AsyncIterator[Infrastructur
         selectors = []
         for number in range(problem.plan.selectors):
             name = f"selector-{number}"
-            told = SelectorSettings(name=name, coordinator=ready.url, token_key=problem.token_key, **common)
+            certificate = _certificate(problem.directory / f"{name}.pem", authority) if authority else ""
+            told = SelectorSettings(
+                name=name, coordinator=ready.url, token_key=problem.token_key, certificate=certificate, **common
+            )
             process = launched(problem.directory / name, "fedota.runtime.selector", msgspec.to_builtins(told))
             selectors.append(await stack.enter_async_context(process))
         yield Infrastructure(ready, selectors)
+
+
+def _certificate(path: Path, authority: Authority) -> str:
+    write_private(path, authority.issue("selector", ["127.0.0.1"]))
+    return str(path)
 
 
 @asynccontextmanager
