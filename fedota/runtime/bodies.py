@@ -35,6 +35,8 @@ _STAGE: Final = 1 << 18  # bytes of a body that wait in memory for the disk
 _WRITERS: Final = ThreadPoolExecutor(4, "write")  # of their own: a slow disk must not hold up what else needs a thread
 _TAKEN_OVER: Final = web.RequestKey("taken_over", bool)
 _INVITED: Final = web.RequestKey("invited", bool)
+_UNASKED: Final = 3.0  # seconds; who sends a body though nobody asked for it does so after one
+_POLL: Final = 0.05
 
 # Sends more to a socket, given its descriptor: the number of bytes, 0 when all are sent. It may raise BlockingIOError.
 _Step = Callable[[int], int]
@@ -211,8 +213,23 @@ def expects(request: web.Request) -> bool:
 
 async def unhurried(request: web.Request) -> None:
     """In the place of aiohttp's way, which asks for a body before anybody has looked at what comes with it."""
-    if request.version >= HttpVersion11 and not expects(request):
+    if expects(request):
+        return
+    if request.version >= HttpVersion11 or not await _comes_unasked(request.content):
         raise web.HTTPExpectationFailed
+
+
+async def _comes_unasked(content: StreamReader) -> bool:
+    """Whether some of a body is here within `_UNASKED` seconds.
+
+    HTTP/1.0 has no `100 Continue`, so the wish for it is ignored. But a proxy may have passed it on: its client waits
+    in vain to be asked, and what never comes must not be waited for where that takes another's turn.
+    """
+    polls = int(_UNASKED / _POLL)
+    while not (comes := content.total_bytes > 0 or content.is_eof()) and polls > 0:
+        await asyncio.sleep(_POLL)  # a stream tells only who reads it
+        polls -= 1
+    return comes
 
 
 async def invite(request: web.Request) -> None:
@@ -331,14 +348,20 @@ def _broken() -> ConnectionResetError:
 
 
 class Parts(Payload):
-    """A request's body of parts that lie in memory, none of them copied; `start` bytes of it are left out."""
+    """A request's body of parts that lie in memory, none of them copied; `start` bytes of it are left out.
+
+    `begins` is called before the first byte is sent: with `Expect: 100-continue`, when it was asked for.
+    """
 
     _autoclose = True  # there is nothing to be closed
 
-    def __init__(self, parts: Iterable[memoryview], start: int = 0) -> None:
+    def __init__(
+        self, parts: Iterable[memoryview], start: int = 0, *, begins: Callable[[], None] = lambda: None
+    ) -> None:
         left = list(_after(parts, start))
         super().__init__(left)
         self._size = sum(len(part) for part in left)
+        self._begins = begins
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Tensors are no text."""
@@ -346,6 +369,8 @@ class Parts(Payload):
 
     async def write(self, writer: AbstractStreamWriter) -> None:
         """Send all of it."""
+        self._begins()
+        self._consumed = True  # else aiohttp would send it anew when a connection breaks: it is gone on with
         transport: Any = getattr(writer, "transport", None)
         if not _is_plain(transport) or (self._size or 0) < _SMALL:
             for part in self._value:
@@ -369,21 +394,36 @@ def mapped(path: Path) -> memoryview:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-async def send_file(request: web.Request, path: Path, tag: str = "") -> web.StreamResponse:
+async def send_file(
+    request: web.Request, path: Path, tag: str = "", *, gone: str = "This is not here any more."
+) -> web.StreamResponse:
     """A file, or the range of it that is asked for, from the page cache to the socket. `tag` names its content.
 
-    Through TLS it goes by memory, of which there is only so much: beyond that this raises `unavailable`.
+    Raises `not_found` with the sentence `gone` when there is no such file. Through TLS it goes by memory, of which
+    there is only so much: beyond that this raises `unavailable`.
     """
     if _is_plain(request.transport):
-        return await _send_file(request, path, tag)
+        return await _send_opened(request, path, tag, gone)
     if _THROUGH_TLS.locked():  # nobody waits in line: who is told to come back costs nothing
         raise FedotaError("unavailable", "Too many fetch the model at once. Ask again.", retry_after=5)
     async with _THROUGH_TLS:
-        return await _send_file(request, path, tag)
+        return await _send_opened(request, path, tag, gone)
 
 
-async def _send_file(request: web.Request, path: Path, tag: str) -> web.StreamResponse:
-    size = path.stat().st_size
+async def _send_opened(request: web.Request, path: Path, tag: str, gone: str) -> web.StreamResponse:
+    """Opened before anything is said of it: it may be unlinked at any moment, and what is open stays."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise FedotaError("not_found", gone) from None
+    try:
+        return await _send_file(request, descriptor, tag)
+    finally:
+        os.close(descriptor)
+
+
+async def _send_file(request: web.Request, descriptor: int, tag: str) -> web.StreamResponse:
+    size = os.fstat(descriptor).st_size
     response = web.StreamResponse(headers={"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"})
     if tag:
         response.headers[hdrs.ETAG] = f'"{tag}"'
@@ -397,7 +437,7 @@ async def _send_file(request: web.Request, path: Path, tag: str) -> web.StreamRe
     response.content_length = len(span)
     writer = await response.prepare(request)
     if request.method != "HEAD" and writer is not None:
-        await _send_span(request, response, writer, path, span)
+        await _send_span(request, response, writer, descriptor, span)
     return response
 
 
@@ -414,17 +454,13 @@ def _range(request: web.Request, size: int) -> range | None:
 
 
 async def _send_span(
-    request: web.Request, response: web.StreamResponse, writer: AbstractStreamWriter, path: Path, span: range
+    request: web.Request, response: web.StreamResponse, writer: AbstractStreamWriter, descriptor: int, span: range
 ) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if _is_plain(request.transport) and len(span) >= _SMALL:
-            writer.send_headers()
-            await _poured(request.transport, _from_file(descriptor, span))
-        else:
-            await _written(request, response, descriptor, span)
-    finally:
-        os.close(descriptor)
+    if _is_plain(request.transport) and len(span) >= _SMALL:
+        writer.send_headers()
+        await _poured(request.transport, _from_file(descriptor, span))
+    else:
+        await _written(request, response, descriptor, span)
 
 
 async def _written(request: web.Request, response: web.StreamResponse, descriptor: int, span: range) -> None:

@@ -85,13 +85,13 @@ class Spooled:
     @classmethod
     def unlinked(cls, directory: Path, size: int, scratch: memoryview | None = None) -> "Spooled":
         """In a file that nobody else can open and that goes with its process."""
-        with _on_disk(), tempfile.TemporaryFile(buffering=0, dir=directory) as file:
+        with on_disk(), tempfile.TemporaryFile(buffering=0, dir=directory) as file:
             return cls(os.dup(file.fileno()), size, scratch=scratch)
 
     @classmethod
     def at(cls, path: Path, size: int) -> "Spooled":
         """In the file of this name, with what is in it already."""
-        with _on_disk():
+        with on_disk():
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         return cls(descriptor, size, min(size, os.fstat(descriptor).st_size))
 
@@ -111,7 +111,7 @@ class Spooled:
             self._write(source[start : start + PIECE])
 
     def _write(self, data: memoryview) -> None:
-        with _on_disk():
+        with on_disk():
             while data:
                 written = os.pwrite(self._descriptor, data, self.received)
                 self.received += written
@@ -170,13 +170,13 @@ def put(place: Place, data: bytes | memoryview) -> None:
 
 
 @contextmanager
-def _on_disk() -> Iterator[None]:
-    """A full disk is no defect of ours, and may be over soon."""
+def on_disk(what: str = "the body") -> Iterator[None]:
+    """Raise `unavailable` when `what` finds no room: a full disk is no defect of ours, and may be over soon."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
             raise
         raise FedotaError(
-            "unavailable", f"There is no room for the body ({error.strerror}). Send it again later.", retry_after=5
+            "unavailable", f"There is no room for {what} ({error.strerror}). Try again later.", retry_after=5
         ) from None

@@ -15,7 +15,7 @@ CLIENT: Final = "Fedota-Client"  # a name that the client gives itself, unique w
 TICKET: Final = "Fedota-Ticket"
 EXAMPLES: Final = "Fedota-Examples"
 METRICS: Final = "Fedota-Metrics"  # a JSON object of numbers
-OFFSET: Final = "Upload-Offset"  # bytes of an update that a selector has (draft-ietf-httpbis-resumable-upload)
+OFFSET: Final = "Upload-Offset"  # bytes of an update, or of a sum, that are there (draft-ietf-httpbis-resumable-upload)
 WHOLE: Final = "Upload-Length"  # bytes of an update in all
 
 CHECK_IN: Final = "/v1/check-in"
@@ -27,6 +27,7 @@ STATES: Final = "/v1/selectors/{name}"
 ORDERS: Final = "/v1/selectors/{name}/orders"
 PARTIALS: Final = "/v1/selectors/{name}/partial"
 CLAIMS: Final = "/v1/claims"
+SUM: Final = "Fedota-Sum"  # which sum: the SHA-256 of what comes before its numbers, in hex
 
 MOST_EXAMPLES: Final = 10**9
 MOST_METRICS: Final = 64
@@ -120,10 +121,10 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
 class Held(msgspec.Struct, frozen=True, kw_only=True):
     """The cohort that a selector works on, so that a coordinator that was restarted can take it up.
 
-    `selected` is None until the selector has picked its share. `reported` updates were accepted; `contributions` say
-    of which organizations, and what was refused. `closed` when it accepts no more updates. `claimed` are the tickets
-    of accepted updates that other lives had given out, each with that life. `shares` are all selectors', by life, as
-    the orders told them.
+    `selected` is None until the selector has picked its share. `begun` of them have the model, or have reported; None
+    of a selector that does not say. `reported` updates were accepted; `contributions` say of which organizations, and
+    what was refused. `closed` when it accepts no more updates. `claimed` are the tickets of accepted updates that other
+    lives had given out, each with that life. `shares` are all selectors', by life, as the orders told them.
     """
 
     cohort: str
@@ -134,6 +135,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     shares: dict[str, int] = {}
     deadline: float
     selected: int | None = None
+    begun: int | None = None
     reported: int = 0
     contributions: list[Contribution] = []
     refusals: list[Refusal] = []
@@ -175,6 +177,7 @@ class Claimed(msgspec.Struct, frozen=True, kw_only=True):
 class Work(msgspec.Struct, frozen=True, kw_only=True):
     """A cohort and this selector's share of it; `shares` are all selectors', by life.
 
+    Of a life that was lost `shares` say how many of its clients had begun: no others are waited for.
     With `collect`, accept no more and hand the sum over, once for each value: it changes when sums are collected anew.
     Where there are `quotas`, no more clients of an organization are selected than they say, and none of one that they
     do not name: a client that has only just come waits for the next selection, as another selector may have its like.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from fedota.errors import FedotaError
-from fedota.runtime.places import Place, whole
+from fedota.runtime.places import Place, on_disk, whole
 from fedota.runtime.protocol import HEADER_SLACK
 
 Array = NDArray[Any]
@@ -95,7 +95,7 @@ def layout_in(body: Place, like: Layout | None = None) -> Layout:
     """The layout of a safetensors body, which should hold the tensors of `like`. Raises `update_malformed`.
 
     Mostly its header is the very same, which is checked already. Another one is written to a sparse file of the body's
-    size for the package to check it: the data is not copied.
+    size for the package to check it: the data is not copied. Raises `unavailable` when there is no room for that file.
     """
     size = body.received
     if like is not None and size == like.size and body.read(0, len(like.header)) == like.header:
@@ -106,7 +106,7 @@ def layout_in(body: Place, like: Layout | None = None) -> Layout:
     if like is not None and length > len(like.header) + HEADER_SLACK:  # it would be read, and copied, as a whole
         raise malformed(f"its header has {length} bytes, far more than the model's")
     header = bytes(body.read(0, _PREFIX + length))
-    with tempfile.TemporaryDirectory(prefix="fedota-") as directory:
+    with on_disk("the body's header"), tempfile.TemporaryDirectory(prefix="fedota-") as directory:
         path = Path(directory) / "header"
         with path.open("wb") as file:
             file.write(header)
@@ -124,7 +124,7 @@ def _tensors(path: Path) -> tuple[Tensor, ...]:
         with safe_open(path, framework="np") as file:
             slices = [(name, file.get_slice(name)) for name in file.offset_keys()]
             found = [(name, piece.get_dtype(), tuple(piece.get_shape())) for name, piece in slices]
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:  # not OSError: that no file can be opened is no fault of the body's
         raise malformed(str(error)[:200]) from None
     tensors, start = [], 0
     for name, code, shape in found:

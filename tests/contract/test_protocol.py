@@ -1,6 +1,7 @@
 """The runtime's protocol as docs/protocol.md tells it, spoken by `speaker.py`, which knows nothing else of Fedota."""
 
 import asyncio
+import hashlib
 import json
 import re
 import select
@@ -552,6 +553,7 @@ class Hand:
         self.number = 0
         self.tag = ""
         self.orders: dict[str, Any] = {}
+        self.sum, self.sum_name = b"", ""
 
     def tell(self, waiting: dict[str, int], **held: Any) -> None:
         """How things stand."""
@@ -581,8 +583,8 @@ class Hand:
         counts = {"selected": work_["share"], "reported": len(organizations), "contributions": gave}
         return {**same, "base": work_["base"]["sha256"], **counts}
 
-    def hand_over(self, numbers: bytes, *accepted: tuple[str, str, int]) -> Answer:
-        """The sum of these updates: ticket, organization, examples."""
+    def hand_over(self, numbers: bytes, *accepted: tuple[str, str, int], part: int = 0) -> Answer:
+        """The sum of these updates: ticket, organization, examples. With `part` the line breaks after so many bytes."""
         said = [
             {"ticket": ticket, "organization": name, "examples": count, "metrics": {}}
             for ticket, name, count in accepted
@@ -590,9 +592,25 @@ class Hand:
         work_ = self.orders["work"]
         meta = {"cohort": work_["cohort"], "life": self.life, "collection": work_["collect"], "accepted": said}
         head = json.dumps(meta).encode()
-        return self.http.ask(
-            "PUT", f"/v1/selectors/{self.name}/partial", body=struct.pack("<Q", len(head)) + head + numbers
-        )
+        self.sum = struct.pack("<Q", len(head)) + head + numbers
+        self.sum_name = hashlib.sha256(self.sum[: 8 + len(head)]).hexdigest()
+        path = f"/v1/selectors/{self.name}/partial"
+        if not part:
+            return self.http.ask("PUT", path, body=self.sum)
+        self.http.break_off("PUT", path, {}, len(self.sum), self.sum[:part])
+        return self.has_sum(part)
+
+    def has_sum(self, count: int) -> Answer:
+        """Ask until so much of the sum is there."""
+        path, named = f"/v1/selectors/{self.name}/partial", {"Fedota-Sum": self.sum_name}
+        while (answer := self.http.ask("HEAD", path, named)).headers.get("Upload-Offset") != str(count):
+            assert answer.status in (204, 503)
+        return answer
+
+    def go_on(self, offset: int) -> Answer:
+        """The rest of the sum."""
+        named = {"Fedota-Sum": self.sum_name, "Upload-Offset": str(offset)}
+        return self.http.ask("PATCH", f"/v1/selectors/{self.name}/partial", named, self.sum[offset:])
 
     def claim(self, ticket: str, issuer: "Hand") -> str:
         """May this selector have the update of another one's ticket?"""
@@ -656,7 +674,11 @@ def _play(url: str, digest: str) -> set[tuple[int, str]]:
     refused(one.hand_over(good[:-1], *whose), "invalid_request")
     endless = struct.pack("<Q", 2**40) + b"{"
     refused(one.http.ask("PUT", f"/v1/selectors/{one.name}/partial", body=endless), "too_large")
-    assert one.hand_over(good, *whose).status == 204
+    half = len(one.sum) // 2
+    assert one.hand_over(good, *whose, part=half).status == 204
+    refused(one.go_on(half + 1), "offset_mismatch")
+    assert one.go_on(half).status == 204
+    assert one.has_sum(len(one.sum)).status == 204
     assert one.hand_over(good, *whose).status == 204, "once more is harmless"
     refused(other.hand_over(good, ("t1", "org 3", 1)), "conflict")
     for hand in (one, other):

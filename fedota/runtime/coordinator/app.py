@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import struct
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -10,38 +9,34 @@ from typing import Final, TypeVar
 
 import aiohttp
 import msgspec
-from aiohttp import StreamReader, web
+from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from fedota.contracts.runtime import CoordinatorSettings
 from fedota.errors import FedotaError
 from fedota.events import to_json, uuid7
 from fedota.process import Service, attach
-from fedota.runtime.bodies import read_rest, send_file
+from fedota.runtime.bodies import send_file
 from fedota.runtime.coordinator.objects import Objects
+from fedota.runtime.coordinator.partials import MOST_META, Partials
 from fedota.runtime.coordinator.platform import Platform
 from fedota.runtime.coordinator.state import Rules
-from fedota.runtime.coordinator.training import StartError, Training
-from fedota.runtime.protocol import CLAIMS, MODELS, ORDERS, PARTIALS, STATES, Claim, Meta, Told
+from fedota.runtime.coordinator.training import Training
+from fedota.runtime.protocol import CLAIMS, MODELS, ORDERS, STATES, Claim, Told
 from fedota.runtime.web import Handler, json_response, problems, require_key
 
-_START_SECONDS: Final = 25.0  # a launcher that waits longer than this for a process that says nothing gives it up
 _HOLD: Final = 5.0  # seconds that orders are awaited in one request
-_MOST_META: Final = 64 * 1024**2  # bytes
-_META_SECONDS: Final = 60.0  # in which they have to arrive
-_AT_ONCE: Final = 2  # sums that are read at the same time
 _TRAINING: Final = web.AppKey("training", Training)
-_TURNS: Final = web.AppKey("turns", asyncio.Semaphore)
 B = TypeVar("B")
 
 
 def create_app(settings: CoordinatorSettings, directory: Path) -> web.Application:
     """The coordinator, ready to be served."""
-    app = web.Application(middlewares=[problems, _guard(settings.key)], client_max_size=_MOST_META)
+    app = web.Application(middlewares=[problems, _guard(settings.key)], client_max_size=MOST_META)
     app.router.add_post(STATES, _take_state)
     app.router.add_get(ORDERS, _give_orders)
     app.router.add_post(CLAIMS, _answer_claim)
-    app.router.add_put(PARTIALS, _take_partial)
+    app.router.add_routes(Partials(lambda: app[_TRAINING]).routes())
     app.router.add_get(MODELS, _give_model)
     service = Service("coordinator")
     app.on_shutdown.append(_let_go)
@@ -59,6 +54,7 @@ def _guard(key: str) -> Middleware:
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path.startswith("/v1/"):
             require_key(request, key)
+            request.app[_TRAINING].require_begun()
         return await handler(request)
 
     return guard
@@ -68,29 +64,27 @@ def _guard(key: str) -> Middleware:
 async def _resources(
     app: web.Application, service: Service, settings: CoordinatorSettings, directory: Path
 ) -> AsyncIterator[None]:
+    """It is served at once, and says what it does until it can begin: a large model takes a while."""
     rules = Rules(problem_id=settings.problem_id, run=settings.run, plan=settings.plan, life=uuid7().hex)
     training = Training(settings, rules, directory)
-    why = ["NATS did not answer"]
+    app[_TRAINING] = training
+    service.add_check("training", training.check)
+
+    async def train() -> None:
+        async with aiohttp.ClientSession() as http, Platform.connect(settings, training.says) as platform:
+            await training.load(platform, Objects(platform, http))
+            _measure(service, training)
+            await training.keep_time()
+
     async with AsyncExitStack() as stack:
-        http = await stack.enter_async_context(aiohttp.ClientSession())
-        try:
-            async with asyncio.timeout(_START_SECONDS):
-                platform = await stack.enter_async_context(Platform.connect(settings))
-                await training.load(platform, Objects(platform, http), trouble=why.append)
-        except TimeoutError:
-            raise StartError(f"The coordinator could not begin within {_START_SECONDS:g} seconds: {why[-1]}") from None
-        app[_TRAINING] = training
-        app[_TURNS] = asyncio.Semaphore(_AT_ONCE)
-        _measure(service, training)
         for name, work in (
-            ("clock", training.keep_time()),
+            ("clock", train()),
             ("reports", training.report()),
             ("checkpoints", training.conclude()),
             ("store", training.store()),
             ("attention", training.attend()),
         ):
             await stack.enter_async_context(service.running(name, work, vital=True))
-        service.add_check("training", training.check)
         yield
 
 
@@ -135,36 +129,6 @@ async def _give_orders(request: web.Request) -> web.Response:
 
 async def _answer_claim(request: web.Request) -> web.Response:
     return json_response(request.app[_TRAINING].claim(await _decoded(request, Claim)))
-
-
-async def _take_partial(request: web.Request) -> web.Response:
-    """A sum: the length of its `Meta` (8 bytes, little endian), the `Meta` in JSON, the numbers."""
-    training = request.app[_TRAINING]
-    meta, before = await _meta(request.content)  # before it takes a turn: whoever falls silent here must not hold one
-    async with request.app[_TURNS]:
-        collector = training.require_wanted(meta)
-        if request.content_length != before + collector.size:
-            raise FedotaError("invalid_request", "The sum is not of the model's size.")
-        with collector.place() as numbers:
-            try:
-                await read_rest(request, numbers, collector.size)
-            except ConnectionError:  # no fault of ours, and nobody hears this answer
-                raise FedotaError("unavailable", "The sum broke off. Hand it over again.") from None
-            await training.take(meta, numbers)
-    return web.Response(status=204)
-
-
-async def _meta(source: StreamReader) -> tuple[Meta, int]:
-    try:
-        async with asyncio.timeout(_META_SECONDS):
-            (length,) = struct.unpack("<Q", await source.readexactly(8))
-            if length > _MOST_META:
-                raise FedotaError("too_large", f"What comes before the sum may have {_MOST_META} bytes.")
-            return msgspec.json.decode(await source.readexactly(length), type=Meta), 8 + length
-    except TimeoutError:
-        raise FedotaError("unavailable", "What comes before the sum came too slowly. Hand it over again.") from None
-    except (asyncio.IncompleteReadError, msgspec.DecodeError) as error:
-        raise FedotaError("invalid_request", f"The sum does not begin as it should: {error}.") from None
 
 
 async def _give_model(request: web.Request) -> web.StreamResponse:

@@ -1,6 +1,5 @@
 """The object store by presigned URLs: models are fetched and checked, checkpoints stored with their manifest."""
 
-import asyncio
 import os
 import re
 from pathlib import Path
@@ -12,11 +11,13 @@ from multidict import CIMultiDict
 
 from fedota.contracts.runtime import Presigned, PresignRequest
 from fedota.runtime.bodies import Parts
+from fedota.runtime.coordinator.inspection import Tell, digest, portion
 from fedota.runtime.coordinator.platform import Platform
-from fedota.runtime.places import file_sha256
 
 _PIECE: Final = 1 << 20
-_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
+# A body that stalls is asked for again before a launcher takes whoever waits for it to be stuck.
+_GET: Final = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=20)
+_PUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
 _THERE: Final = 412  # the object is there already: its key is made of its content
 _CODE: Final = re.compile(r"<Code>([A-Za-z]{1,64})</Code>")
 _log = structlog.get_logger(__name__)
@@ -37,17 +38,20 @@ class Objects:
         self._platform = platform
         self._http = http
 
-    async def fetch(self, key: str, sha256: str, size: int, path: Path) -> None:
-        """Have the object in the file `path`, whole and checked, or not at all. What came before a break is kept."""
+    async def fetch(self, key: str, sha256: str, size: int, path: Path, tell: Tell = lambda _: None) -> None:
+        """Have the model in the file `path`, whole and checked, or not at all. What came before a break is kept.
+
+        `tell` hears how far it is.
+        """
         signed = await self._platform.presign(PresignRequest(method="GET", key=key))
         draft = path.with_suffix(".new")
-        await self._download(key, signed, size, draft)
-        if draft.stat().st_size != size or await asyncio.to_thread(file_sha256, draft) != sha256:
+        await self._download(key, signed, size, draft, tell)
+        if draft.stat().st_size != size or await digest(draft, tell) != sha256:
             draft.unlink()
             raise WrongObjectError(f"{key} is not the object that was recorded: its size or SHA-256 differs")
         draft.replace(path)
 
-    async def _download(self, key: str, signed: Presigned, size: int, draft: Path) -> None:
+    async def _download(self, key: str, signed: Presigned, size: int, draft: Path, tell: Tell) -> None:
         have = draft.stat().st_size if draft.exists() else 0
         if have > size:
             os.truncate(draft, have := 0)
@@ -55,7 +59,7 @@ class Objects:
         if have == size:
             return
         try:
-            async with self._http.get(signed.url, headers=headers, timeout=_TIMEOUT) as reply:
+            async with self._http.get(signed.url, headers=headers, timeout=_GET) as reply:
                 if reply.status not in (200, 206):
                     raise StoreError(f"GET of {key} was answered with {reply.status}")
                 goes_on = reply.headers.get("Content-Range", "").startswith(f"bytes {have}-")
@@ -64,6 +68,7 @@ class Objects:
                         if file.tell() + len(piece) > size:
                             raise WrongObjectError(f"{key} is larger than the {size} bytes that were recorded")
                         file.write(piece)
+                        tell(f"the model: {portion(file.tell(), size)} fetched")
         except (aiohttp.ClientError, TimeoutError) as error:
             raise StoreError(f"GET of {key} failed: {_said(error)}") from None
 
@@ -75,7 +80,7 @@ class Objects:
         headers["Content-Length"] = str(len(body))
         try:
             async with self._http.put(
-                signed.url, data=Parts([body]), headers=headers, timeout=_TIMEOUT, skip_auto_headers={"Content-Type"}
+                signed.url, data=Parts([body]), headers=headers, timeout=_PUT, skip_auto_headers={"Content-Type"}
             ) as reply:
                 if reply.status >= 300 and reply.status != _THERE:
                     text = await reply.text(errors="replace")

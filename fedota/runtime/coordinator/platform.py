@@ -33,6 +33,7 @@ _LONGEST_DELAY: Final = 5.0
 _log = structlog.get_logger(__name__)
 
 A = TypeVar("A")
+Trouble = Callable[[str], None]
 
 
 class Platform:
@@ -44,12 +45,17 @@ class Platform:
 
     @classmethod
     @asynccontextmanager
-    async def connect(cls, settings: CoordinatorSettings) -> AsyncIterator["Platform"]:
-        """Connected, and connected again whenever the connection is lost."""
+    async def connect(cls, settings: CoordinatorSettings, trouble: Trouble) -> AsyncIterator["Platform"]:
+        """Connected, and connected again whenever the connection is lost.
+
+        Tries for ever: `trouble` hears why it is not connected yet.
+        """
         client = Client()
 
         async def on_error(error: Exception) -> None:
             _log.warning("nats", error=str(error) or type(error).__name__)
+            why = str(error) if isinstance(error, nats.errors.Error) else type(error).__name__
+            trouble(f"NATS cannot be reached ({why}); it is tried again.")
 
         try:
             await client.connect(
@@ -100,7 +106,7 @@ async def insist(
     *,
     retried: tuple[type[Exception], ...],
     fatal: frozenset[str] = frozenset(),
-    trouble: Callable[[str], None] = lambda _: None,
+    trouble: Trouble = lambda _: None,
 ) -> A:
     """Attempt until it works, ever more slowly; `trouble` hears why it did not.
 

@@ -23,6 +23,7 @@ from fedota.runtime.coordinator.state import (
     Cohort,
     Ended,
     Event,
+    Grant,
     Handed,
     Member,
     Presence,
@@ -33,7 +34,7 @@ from fedota.runtime.coordinator.state import (
     Spoiled,
     State,
 )
-from fedota.runtime.coordinator.words import FINISHED, beyond_cap, clients, given, report, seconds, telling
+from fedota.runtime.coordinator.words import FINISHED, beyond_cap, clients, given, losses, report, seconds, telling
 from fedota.runtime.protocol import Claim, Claimed, Concluded, Held, ModelRef, Orders, Told, Work
 
 LEASE: Final = 15.0  # seconds of silence after which a selector is taken for dead
@@ -170,9 +171,13 @@ def _is_late(told: Told, before: Presence) -> bool:
 def _joined(cohort: Cohort, told: Told) -> Cohort:
     """The cohort, with what a selector says of its part in it."""
     held = told.held
-    if held is None or held.cohort != cohort.id or told.life in cohort.lost:
+    if held is None or held.cohort != cohort.id:
         return cohort
     known = cohort.members.get(told.life)
+    begun = held.begun if held.begun is not None else held.selected or 0
+    if told.life in cohort.lost:  # it was only cut off: meanwhile more of its clients may have got the model
+        had = _changed(known or Member(name=told.name, share=held.share), selected=held.selected, begun=begun)
+        return _changed(cohort, members={**cohort.members, told.life: had})
     if known is not None and known.handed:  # what it says of its sum may be older than the sum itself
         contributions = merged(counted(known.contributions), refused(held.contributions))
         late = _changed(known, contributions=contributions, refusals=held.refusals)
@@ -180,17 +185,19 @@ def _joined(cohort: Cohort, told: Told) -> Cohort:
     member = _changed(
         known or Member(name=told.name, share=held.share),
         selected=held.selected,
+        begun=begun,
         reported=held.reported,
         contributions=held.contributions,
         refusals=held.refusals,
         closed=held.closed,
     )
     joined = _changed(cohort, members={**cohort.members, told.life: member})
-    if any(cohort.claims.get(ticket, told.life) != told.life for ticket in held.claimed):
+    if any(ticket in cohort.claims and cohort.claims[ticket].holder != told.life for ticket in held.claimed):
         return _lose(joined, told.life)  # it counts a client that another selector counts
     for issuer in held.claimed.values():  # a coordinator that was killed had granted it: it has to be known again
         joined = _lose(joined, issuer)
-    return _changed(joined, claims={**cohort.claims, **dict.fromkeys(held.claimed, told.life)})
+    claims = {ticket: Grant(holder=told.life, issuer=issuer) for ticket, issuer in held.claimed.items()}
+    return _changed(joined, claims={**cohort.claims, **claims})
 
 
 def _handed(state: State, event: Handed) -> State:
@@ -230,12 +237,17 @@ def claim(state: State, wanted: Claim, now: float) -> Claimed:
     if state.phase not in ("configuration", "reporting"):
         # While sums are collected the issuer may turn out to be lost, and the cohort be opened again.
         return Claimed(answer="wait" if state.phase == "collecting" else "over")
-    holder = cohort.claims.get(wanted.ticket, wanted.issuer)
+    holder = _holder(cohort, wanted)
     if holder == wanted.life:
         return Claimed(answer="granted")
     if holder in cohort.lost or (holder == wanted.issuer and _has_gone(state, wanted, now)):
         return Claimed(answer="granted")
     return Claimed(answer="wait" if holder == wanted.issuer else "taken")
+
+
+def _holder(cohort: Cohort, wanted: Claim) -> str:
+    """The life that may have the update now."""
+    return cohort.claims[wanted.ticket].holder if wanted.ticket in cohort.claims else wanted.issuer
 
 
 def _has_gone(state: State, wanted: Claim, now: float) -> bool:
@@ -251,10 +263,11 @@ def _claimed(state: State, wanted: Claim, now: float) -> State:
     if claim(state, wanted, now).answer != "granted" or state.cohort is None:
         return state
     cohort = state.cohort
-    holder = cohort.claims.get(wanted.ticket, wanted.issuer)
+    holder = _holder(cohort, wanted)
     if holder != wanted.life:
         cohort = _lose(cohort, holder)
-    return _changed(state, cohort=_changed(cohort, claims={**cohort.claims, wanted.ticket: wanted.life}))
+    grant = Grant(holder=wanted.life, issuer=wanted.issuer)
+    return _changed(state, cohort=_changed(cohort, claims={**cohort.claims, wanted.ticket: grant}))
 
 
 # How a round goes on.
@@ -288,11 +301,17 @@ def _settle(rules: Rules, state: State, now: float) -> tuple[State, Reports] | N
         return _enter(rules, _changed(state, phase="selection", until=state.began + rules.plan.selection_timeout), now)
     # One coordinator made one cohort of an attempt: should there be two, the one with more updates is worth more.
     chosen = max(held, key=lambda one: (one.reported, one.cohort))
-    cohort = Cohort(id=chosen.cohort, deadline=chosen.deadline, shares=chosen.shares)
+    cohort = Cohort(id=chosen.cohort, deadline=chosen.deadline, shares=_least(chosen, held))
     for name, presence in sorted(state.presences.items()):
         cohort = _joined(cohort, Told(name=name, life=presence.life, waiting=0, held=presence.held))
     cohort = _changed(cohort, members={**_to_begin(rules.plan, state, cohort), **cohort.members})
     return _enter(rules, _changed(state, phase="configuration", cohort=cohort, until=cohort.deadline), now)
+
+
+def _least(chosen: Held, held: list[Held]) -> dict[str, int]:
+    """The shares of a cohort. They become less when a life is lost, and not all selectors may have heard of that."""
+    told = [one.shares for one in held if one.cohort == chosen.cohort]
+    return {life: min(shares.get(life, share) for shares in told) for life, share in chosen.shares.items()}
 
 
 def _to_begin(plan: Plan, state: State, cohort: Cohort) -> dict[str, Member]:
@@ -345,7 +364,8 @@ def _configured(rules: Rules, state: State, now: float) -> tuple[State, Reports]
         return None
     if cohort.expected < rules.plan.minimum_count:
         there = f"only {cohort.expected} of {clients(rules.plan.selected_count)} could be configured"
-        return _abandon(rules, state, f"{there}, at least {rules.plan.minimum_count} were needed", now)
+        needed = f"at least {rules.plan.minimum_count} were needed"
+        return _abandon(rules, state, f"{there}{losses(cohort)}, {needed}", now)
     return _enter(rules, _changed(state, phase="reporting"), now)
 
 
@@ -358,6 +378,10 @@ def _reported(rules: Rules, state: State, now: float) -> tuple[State, Reports] |
         members = {life: _changed(member, closed=False) for life, member in cohort.members.items()}
         collecting = _changed(cohort, collections=cohort.collections + 1, members=members)
         return _changed(state, phase="collecting", cohort=collecting, until=until), []
+    if cohort.expected < plan.minimum_count:  # whoever trains still trains for nothing
+        can = f"no more than {cohort.expected} of {clients(plan.goal_count)} can report"
+        needed = f"at least {plan.minimum_count} were needed"
+        return _abandon(rules, state, f"{can}{losses(cohort)}, {needed}", now)
     if now >= state.until:
         return _abandon(rules, state, _too_few(plan, cohort.reported), now)
     return None
@@ -459,13 +483,14 @@ def orders(rules: Rules, state: State, name: str, life: str) -> Orders:
     cohort, work = state.cohort, None
     if cohort is not None and life not in cohort.lost:
         member = cohort.members.get(life)
+        shares = {one: cohort.begun(one) if one in cohort.lost else share for one, share in cohort.shares.items()}
         work = Work(
             cohort=cohort.id,
             round=state.round,
             attempt=state.attempt,
             base=state.base,
             share=member.share if member else 0,
-            shares=cohort.shares,
+            shares=shares,
             deadline=cohort.deadline,
             collect=collection(rules, cohort) if state.phase in ("collecting", "aggregating") else "",
             quotas=member.quotas if member else {},
@@ -479,7 +504,7 @@ def orders(rules: Rules, state: State, name: str, life: str) -> Orders:
         config=rules.plan.client_config,
         work=work,
         settling=state.phase == "settling",
-        lost=cohort is not None and life in cohort.lost,
+        lost=(cohort is not None and life in cohort.lost) or life in state.past,
         last=Concluded(cohort=last.cohort, counted=life in last.counted) if last else None,
         finished=state.finished,
         revoked=state.revoked,

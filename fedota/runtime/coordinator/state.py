@@ -1,5 +1,6 @@
 """What a coordinator knows, and what may happen to it: plain data, the nouns of `rounds`."""
 
+from collections import Counter
 from typing import Literal
 
 import msgspec
@@ -32,12 +33,16 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
-    """One life of a selector, as part of a cohort. `handed` when its sum was handed over."""
+    """One life of a selector, as part of a cohort. `handed` when its sum was handed over.
+
+    `begun` of the clients that it `selected` have the model, as it told last.
+    """
 
     name: str
     share: int = 0
     quotas: dict[str, int] = {}
     selected: int | None = None
+    begun: int = 0
     reported: int = 0
     contributions: list[Contribution] = []
     refusals: list[Refusal] = []
@@ -45,13 +50,20 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     handed: bool = False
 
 
+class Grant(msgspec.Struct, frozen=True, kw_only=True):
+    """The `holder` may accept the update of a ticket that the `issuer` had given out; both are lives."""
+
+    holder: str
+    issuer: str
+
+
 class Cohort(msgspec.Struct, frozen=True, kw_only=True):
     """The clients of one attempt.
 
-    `members` are selectors by life; those in `lost` count no more, whatever they say. `claims` tells which life may
-    accept the update of a ticket that another one had given out. `shares` say by life how many clients were to be
-    selected; a life that is no member has not been heard of since the coordinator was restarted. `collections` counts
-    how often the sums were asked for.
+    `members` are selectors by life; those in `lost` count no more, whatever they say. `claims` are by ticket. `shares`
+    say by life how many clients were to be selected, or, of a life that was lost before the coordinator was restarted,
+    had begun; a life that is no member has not been heard of since. `collections` counts how often the sums were asked
+    for.
     """
 
     id: str
@@ -59,7 +71,7 @@ class Cohort(msgspec.Struct, frozen=True, kw_only=True):
     shares: dict[str, int] = {}
     members: dict[str, Member] = {}
     lost: frozenset[str] = frozenset()
-    claims: dict[str, str] = {}
+    claims: dict[str, Grant] = {}
     collections: int = 0
 
     @property
@@ -69,13 +81,28 @@ class Cohort(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def selected(self) -> int:
-        """How many clients were selected, also those whose selector was lost: they may report to another one."""
+        """How many clients were selected, also those whose selector was lost."""
         return sum(member.selected or 0 for member in self.members.values())
 
     @property
     def expected(self) -> int:
-        """How many updates may come: of a selector that was not heard of since a restart, as many as its share."""
-        return self.selected + sum(share for life, share in self.shares.items() if life not in self.members)
+        """How many updates may come.
+
+        Clients of a selector that was lost may report to another one, but only if they have the model. How many do, it
+        told last; some more may have shown it since by reporting. The larger number counts, not both: mostly they are
+        the same clients, and nobody is to be waited for who will not come.
+        """
+        claimed = Counter(grant.issuer for grant in self.claims.values())
+        lives = {**self.shares, **self.members, **claimed}
+        return sum(max(self.begun(life), claimed[life]) if life in self.lost else self._chosen(life) for life in lives)
+
+    def begun(self, life: str) -> int:
+        """How many clients of a life had the model when it told last; as many as its share where nobody knows."""
+        return member.begun if (member := self.members.get(life)) else self.shares.get(life, 0)
+
+    def _chosen(self, life: str) -> int:
+        """How many clients of a life were selected; as many as its share where nobody knows."""
+        return (member.selected or 0) if (member := self.members.get(life)) else self.shares.get(life, 0)
 
     @property
     def reported(self) -> int:
@@ -106,7 +133,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 
     `ended` is the cohort before. `unrecorded` are the keys of the checkpoints whose rounds count but are not recorded
     yet, for want of the object store or of the log. `past` are the lives of selectors that a newer one of the same name
-    has followed: what they said and comes late says nothing any more.
+    has followed: what they said and comes late says nothing any more. Should one of them live, it has to begin again.
     """
 
     round: int

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import structlog
@@ -21,6 +21,7 @@ from fedota.runtime.aggregation import WeightedSum, aggregate, choose_strategy
 from fedota.runtime.contributions import of_updates
 from fedota.runtime.coordinator import rounds, words
 from fedota.runtime.coordinator.collector import Collector
+from fedota.runtime.coordinator.inspection import digest, not_finite
 from fedota.runtime.coordinator.journal import Entry, Journal, begin, last_checkpoint, still_true
 from fedota.runtime.coordinator.lineage import manifest
 from fedota.runtime.coordinator.objects import Objects, StoreError
@@ -40,11 +41,13 @@ from fedota.runtime.coordinator.state import (
     Tick,
 )
 from fedota.runtime.coordinator.storing import DamagedError, Storing
-from fedota.runtime.places import Memory, Spooled, file_sha256, opened
+from fedota.runtime.places import Memory, Spooled, opened
 from fedota.runtime.protocol import Claim, Claimed, Meta, ModelRef, Orders
+from fedota.runtime.rooms import Rooms
 from fedota.runtime.tensors import read_layout
 
 _BEAT: Final = 1.0  # seconds
+_SUMS: Final = 2  # in memory, mostly: the total and what is added to it
 _AHEAD: Final = 64  # pieces of a checkpoint that wait to be hashed
 _ATTENTION: Final = 2.0  # seconds between two questions who was revoked
 _STOOD_STILL: Final = 3.0  # seconds: a beat that is so late means that the process did not run
@@ -56,7 +59,10 @@ class StartError(Exception):
 
 
 class Training:
-    """Runs rounds. Whoever changes anything calls `happened`; `changed` is set after each change."""
+    """Runs rounds. Whoever changes anything calls `happened`; `changed` is set after each change.
+
+    What it can be asked and told before it is `load`ed: `says`, `check`, `require_begun` and `close`.
+    """
 
     def __init__(self, settings: CoordinatorSettings, rules: Rules, directory: Path) -> None:
         plan = settings.plan
@@ -76,15 +82,32 @@ class Training:
         self._moved = asyncio.Event()
         self._due = asyncio.Event()
         self._collector: tuple[str, Collector] | None = None
-        self.halted: FedotaError | None = None
+        self._rooms = Rooms(_SUMS)
+        self.halted: Exception | None = None
         self.closing = False
         self._recorded = False  # the run's last report
         self._beat = time.monotonic()
+        self._begun = asyncio.Event()
+        self._doing = "it connects to NATS"  # until it has begun
 
-    async def load(self, platform: Platform, objects: Objects, trouble: Any = lambda _: None) -> None:
-        """Find out where the run stands, and have the weights to go on with. Asks until it is answered."""
-        run = self._settings.run
-        resume = await insist(lambda: platform.resume(run), retried=(FedotaError, msgspec.DecodeError), trouble=trouble)
+    def says(self, doing: str) -> None:
+        """What it does before it begins, or why it cannot, in words."""
+        self._doing = doing
+
+    def require_begun(self) -> None:
+        """Raise `unavailable` before it has begun."""
+        if not self._begun.is_set():
+            said = self._doing.rstrip(".")
+            raise FedotaError("unavailable", f"The coordinator has not begun yet: {said}. Ask again.", retry_after=1)
+
+    async def load(self, platform: Platform, objects: Objects) -> None:
+        """Find out where the run stands, and have the weights to go on with. Asks until it is answered.
+
+        Raises what no waiting mends: `StartError`, `WrongObjectError`.
+        """
+        run, retried = self._settings.run, (FedotaError, msgspec.DecodeError)
+        self.says("it asks what is recorded of the run")
+        resume = await insist(lambda: platform.resume(run), retried=retried, trouble=self.says)
         self._objects = objects
         entry = await self._remembered(resume)
         begun: ModelFile | Checkpoint = resume.checkpoint or self._settings.model
@@ -94,12 +117,14 @@ class Training:
         self._storing.restore([one.checkpoint for one in entry.reports if one.checkpoint] if entry else [])
         await asyncio.to_thread(self._models.mkdir, mode=0o700, exist_ok=True)
         await self._sweep()
-        await self._have(begins, trouble)
+        await self._have(begins)
         self._base = ModelRef(sha256=begins.sha256, size=begins.size)
         try:
             self._layout = read_layout(self.model_file(begins.sha256))
         except FedotaError as error:
             raise StartError(f"The model {begins.key} cannot be trained: {error.problem.detail}") from None
+        if begins is self._settings.model:  # checkpoints are finite: each update was looked at before it was added
+            await self._require_finite()
         self._platform = platform
         self.reporter = Reporter(
             self._send,
@@ -110,6 +135,7 @@ class Training:
             keep=self._keep_reports,
         )
         self._begin(resume, entry)
+        self._begun.set()
         _log.info("training", round=self.state.round, attempt=self.state.attempt, finished=resume.finished)
 
     async def _remembered(self, resume: Resume) -> Entry | None:
@@ -133,20 +159,30 @@ class Training:
 
     async def _is_whole(self, object_: ModelFile | Checkpoint) -> bool:
         path = self.model_file(object_.sha256)
-        return path.exists() and await asyncio.to_thread(file_sha256, path) == object_.sha256
+        return path.exists() and await digest(path, self.says) == object_.sha256
 
-    async def _have(self, object_: ModelFile | Checkpoint, trouble: Any) -> None:
+    async def _have(self, object_: ModelFile | Checkpoint) -> None:
         path = self.model_file(object_.sha256)
         if await self._is_whole(object_):
             return
+        self.says("it asks where the model can be fetched")
         await insist(
-            lambda: self._objects.fetch(object_.key, object_.sha256, object_.size, path),
+            lambda: self._objects.fetch(object_.key, object_.sha256, object_.size, path, self.says),
             retried=(StoreError, FedotaError, msgspec.DecodeError),
-            trouble=trouble,
+            trouble=self.says,
         )
+
+    async def _require_finite(self) -> None:
+        model = self._settings.model
+        if name := await not_finite(self.model_file(model.sha256), self._layout, self.says):
+            raise StartError(
+                f"The model {model.key} cannot be trained: its tensor {name[:100]!r} has values that are not finite, "
+                "or too large to be summed. No update to it would be accepted. Store a model of finite numbers."
+            )
 
     def _begin(self, resume: Resume, entry: Entry | None) -> None:
         self._recorded = resume.finished
+        self._beat = time.monotonic()  # however long it took to come here
         self.state, reports = begin(self._rules, resume, entry, self._base, time.time())
         self._ended = self.state.ended
         if entry and entry.reports:
@@ -194,6 +230,7 @@ class Training:
         self._tell(reports)  # and the journal has them, before anybody is told anything that follows from it
         self.state = state
         if self.state != before:
+            self._drop_parts()
             self._wake()
             self._due.set()
             self.reporter.counts_changed()
@@ -232,6 +269,7 @@ class Training:
 
     async def keep_time(self) -> None:
         """Let the machine know that time passes."""
+        await self._begun.wait()
         while True:
             self._beat = time.monotonic()
             wait = min(_BEAT, max(0.001, rounds.wakes(self.state) - time.time()))
@@ -241,13 +279,13 @@ class Training:
 
     async def report(self) -> None:
         """Send the reports; when one is refused the training stops, for nothing after it could be recorded."""
+        await self._begun.wait()
         try:
             await self.reporter.run()
         except FedotaError as error:
-            self._journal.drop()
+            self._halt(error)
             if await self._is_behind():
                 raise  # the log is right: whoever begins again goes on from there
-            self.halted = error
             _log.critical("a report was refused: the training stops", error=str(error))
             await asyncio.Event().wait()  # it is for a person to see why, and starting again would not change it
 
@@ -276,6 +314,7 @@ class Training:
 
     async def attend(self) -> None:
         """Hear who was revoked, for ever: in a round in which nothing is reported for long, too."""
+        await self._begun.wait()
         while True:
             await asyncio.sleep(_ATTENTION)
             recorded = self.reporter.number
@@ -286,16 +325,24 @@ class Training:
 
     async def store(self) -> None:
         """Store the checkpoints, in order, beside the training."""
+        await self._begun.wait()
         try:
             await self._storing.run()
-        except DamagedError:
-            self._journal.drop()
+        except DamagedError as error:
+            self._halt(error)
             raise
 
+    def _halt(self, error: Exception) -> None:
+        """Forget the journal. Nothing happens from now on: whatever did would have it written anew."""
+        self.halted = error
+        self._journal.drop()
+
     async def check(self) -> None:
-        """Raise when the training has stopped."""
+        """Raise while the training has not begun, saying what it does, and when it has stopped."""
         if self.halted is not None:
             raise self.halted
+        if not self._begun.is_set():
+            raise RuntimeError(self._doing)
 
     @property
     def collector(self) -> Collector | None:
@@ -305,8 +352,20 @@ class Training:
         # A cohort that was opened again is collected anew: its selectors' sums have grown meanwhile.
         name = rounds.collection(self._rules, self.state.cohort)
         if self._collector is None or self._collector[0] != name:
-            self._collector = (name, Collector(self._layout, self._models))
+            self._collector = (name, Collector(self._layout, self._models, self._rooms))
         return self._collector[1]
+
+    def _drop_parts(self) -> None:
+        """Of sums that nobody waits for any more nothing is kept."""
+        if self._collector is None:
+            return
+        _, collector = self._collector
+        if self.collector is collector and self.state.cohort is not None:
+            collector.parts.retain(self.state.cohort.counting)
+        elif self.state.phase == "aggregating":
+            collector.parts.close()
+        else:
+            collector.give_up()
 
     def orders(self, name: str, life: str) -> Orders:
         """What a selector should be doing now.
@@ -358,8 +417,8 @@ class Training:
         while True:
             await self._due.wait()
             self._due.clear()
-            if self._collector is not None:
-                self._collector[1].require_whole()
+            if (collector := self.collector) is not None:  # another, that was given up, does no harm any more
+                collector.require_whole()
             if self.state.phase == "aggregating":
                 await self._conclude()
 

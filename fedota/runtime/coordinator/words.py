@@ -1,5 +1,6 @@
 """A round in reports for the log and in plain words for people."""
 
+from collections import Counter
 from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Final, TypeVar
@@ -111,6 +112,15 @@ def beyond_cap(plan: Plan, state: State) -> str:
     return f", and {more} more of organizations that may send only {plan.clients_per_organization}" if more else ""
 
 
+def losses(cohort: Cohort) -> str:
+    """Of which selectors that were lost clients cannot report, as they had no model yet."""
+    missing: Counter[str] = Counter()
+    for member in (cohort.members[life] for life in cohort.lost & cohort.members.keys()):
+        missing[member.name] += (member.selected or 0) - member.begun
+    left = [f"; {name} was lost, and {clients(count)} of it had not begun" for name, count in missing.items() if count]
+    return "".join(sorted(left))
+
+
 def reason(rules: Rules, state: State) -> str:
     """The stage that the round is in, in plain words and numbers."""
     plan, cohort = rules.plan, state.cohort
@@ -134,7 +144,8 @@ def reason(rules: Rules, state: State) -> str:
     have = f"{reported} of {clients(max(plan.goal_count, reported))} {_have(plan.goal_count)} reported"
     match state.phase:
         case "reporting":
-            return f"{have}; waits for {max(0, plan.goal_count - reported)} more until {_clock(state.until)}"
+            left = min(plan.goal_count, cohort.expected if cohort else 0) - reported
+            return f"{have}; waits for {max(0, left)} more until {_clock(state.until)}"
         case "collecting":
             return f"{have}; their selectors hand the sums over"
     return f"{have}; the next checkpoint is being computed"

@@ -41,21 +41,23 @@ from fedota.runtime.selector.crowding import Crowding
 from fedota.runtime.selector.pool import Waiting
 from fedota.runtime.selector.selecting import Selecting
 from fedota.runtime.selector.spool import MOST_UPLOADS, Spool
-from fedota.runtime.selector.uploads import Upload
 from fedota.runtime.tickets import Ticket
+from fedota.runtime.uploads import Upload
 from fedota.runtime.web import bearer, json_response, problem_response, problems
 
 SERVER: Final[dict[str, Any]] = {
     "handler_cancellation": True,  # a client that goes away must not be selected: its request ends with its connection
     "read_bufsize": 1 << 14,  # bytes of a body that may wait for us in memory, for each connection
-    "keepalive_timeout": 75,  # seconds that a connection may stand idle; aiohttp would hold a stranger's for an hour
 }
 _CLIENT: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _NUMBER: Final = re.compile(r"[0-9]{1,10}", re.ASCII)
-_QUEUE: Final = 20.0  # seconds that a client which holds its body back waits for its turn
+_QUEUE: Final = 20.0  # seconds that an update waits for its turn
+_AHEAD: Final = 1 << 18  # bytes that the event loop may read of a body before it is wanted
+_MOST_AHEAD: Final = 64 * _AHEAD  # of all that wait for their turn
 _BYTES: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
 # Said to one client about the way there, not about its update: no refusal of the round.
 _PASSING: Final = frozenset({"unavailable", "internal_error", "offset_mismatch"})
+_GONE: Final = "These weights are not in use now. Check in for the present round."
 _log = structlog.get_logger(__name__)
 
 
@@ -83,6 +85,7 @@ class Doors:
         self._settings = settings
         self._selecting = selecting
         self._uploads = 0
+        self._ahead = 0  # bytes, at most, that came of those who wait for their turn
         self._turns = asyncio.Semaphore(MOST_UPLOADS)
         self._crowding = Crowding()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -115,11 +118,13 @@ class Doors:
 
     async def model(self, request: web.Request) -> web.StreamResponse:
         """The weights that a round begins with."""
-        self._organization(request)
-        sha256 = request.match_info["sha256"]
+        organization, sha256 = self._organization(request), request.match_info["sha256"]
         if not self._selecting.has_model(sha256):
-            raise FedotaError("not_found", "These weights are not in use now. Check in for the present round.")
-        return await send_file(request, self._selecting.model_file(sha256), sha256)
+            raise FedotaError("not_found", _GONE)
+        response = await send_file(request, self._selecting.model_file(sha256), sha256, gone=_GONE)
+        if request.method == "GET" and _reaches_the_end(response):
+            self._selecting.has_sent(sha256, Waiting(organization, request.headers.get(CLIENT, "")))
+        return response
 
     async def update(self, request: web.Request) -> web.Response:
         """A client's update, or the rest of one that broke off: counted, or refused with the reason."""
@@ -203,11 +208,20 @@ class Doors:
         return await self._read(request, spool, ticket, cohort, sent, upload)
 
     async def _take_turn(self, request: web.Request, cohort: Cohort) -> None:
-        """Return when the update may come. Who holds its body back costs nothing and waits for its turn."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_QUEUE if expects(request) else 0 if self._turns.locked() else None):
-                await self._turns.acquire()
-                return
+        """Return when the update may come: each in its turn.
+
+        Who holds its body back costs nothing while it waits. Of those that do not, only so many may wait.
+        """
+        ahead = _ahead(request)
+        if not self._turns.locked() or self._ahead + ahead <= _MOST_AHEAD:
+            self._ahead += ahead
+            try:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_QUEUE):
+                        await self._turns.acquire()
+                        return
+            finally:
+                self._ahead -= ahead
         left = (cohort.selected or 0) - len(cohort.accepted) - self._uploads
         again = random.randint(1, self._crowding.seconds(left))  # noqa: S311 - only spreads the attempts
         raise FedotaError("unavailable", "Too many updates come at once. Send it again.", retry_after=again)
@@ -342,6 +356,14 @@ def _client(request: web.Request) -> str:
     return name
 
 
+def _reaches_the_end(response: web.StreamResponse) -> bool:
+    """Whether the file that was sent is all there now: the whole of it came, or the last part of it."""
+    if response.status == 200:
+        return True
+    span, _, size = response.headers.get("Content-Range", "").partition("/")
+    return response.status == 206 and span.endswith(f"-{int(size) - 1}")
+
+
 def _examples(request: web.Request) -> int:
     text = request.headers.get(EXAMPLES, "")
     if not _NUMBER.fullmatch(text) or not 1 <= int(text) <= MOST_EXAMPLES:
@@ -363,6 +385,14 @@ def _metrics(request: web.Request) -> dict[str, float]:
     return metrics
 
 
+def _ahead(request: web.Request) -> int:
+    """The bytes of a body, at most, that are read before it is wanted."""
+    if expects(request):
+        return 0
+    length = request.content_length
+    return _AHEAD if length is None else min(length, _AHEAD)
+
+
 def _sent(request: web.Request, spool: Spool) -> _Sent:
     """What an update's headers say, checked."""
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
@@ -371,8 +401,13 @@ def _sent(request: web.Request, spool: Spool) -> _Sent:
     if request.method == "PATCH":
         offset = _bytes(request, OFFSET)
         whole = _bytes(request, WHOLE) if WHOLE in request.headers else None
+    end = offset + (request.content_length or 0)
     if whole is None and request.content_length is not None:
-        whole = offset + request.content_length
+        whole = end
+    if whole is not None and end > whole:
+        what = "the bytes of the whole update"
+        said = f"{WHOLE}: send {what}; this request ends at byte {end}, and it says {whole}."
+        raise FedotaError("invalid_field", said, fields={WHOLE: what})
     if whole is not None and whole > spool.size:
         raise FedotaError(
             "update_too_large", f"The update has {whole} bytes; for this model {spool.size} are the most."

@@ -9,14 +9,15 @@ from typing import Final
 
 from fedota.errors import FedotaError
 from fedota.events.rounds import Refusal
-from fedota.runtime.aggregation import WeightedSum, Weights, clipped
+from fedota.runtime.aggregation import WeightedSum, Weights, clipped, sum_size
 from fedota.runtime.contributions import Contributions
 from fedota.runtime.places import opened
 from fedota.runtime.protocol import Accepted, Held, Meta, Work
+from fedota.runtime.rooms import Rooms
 from fedota.runtime.selector.pool import Waiting
-from fedota.runtime.selector.uploads import Uploads
 from fedota.runtime.tensors import Layout
 from fedota.runtime.tickets import Ticket
+from fedota.runtime.uploads import Uploads
 
 MOST_REFUSALS: Final = 50
 MOST_WORDS: Final = 500  # characters of each
@@ -29,10 +30,11 @@ class SumLostError(Exception):
 class Cohort:
     """Counts each ticket at most once. The sum is touched only by updates that were checked, one after the other.
 
-    `base` is the file of the weights that the round begins with: updates are clipped around them.
+    `base` is the file of the weights that the round begins with: updates are clipped around them. The sum's memory is
+    taken from `rooms`.
     """
 
-    def __init__(self, work: Work, layout: Layout, base: Path | None = None) -> None:
+    def __init__(self, work: Work, layout: Layout, base: Path | None = None, rooms: Rooms | None = None) -> None:
         self.work = work
         self.layout = layout
         self.base = base
@@ -44,7 +46,9 @@ class Cohort:
         self.uploads = Uploads()
         self.claimed: dict[str, str] = {}  # tickets of other lives that may be accepted here, and the lives
         self.refusals: list[Refusal] = []
+        self._begun: set[Waiting] = set()  # of those who were selected here
         self._sum: WeightedSum | None = None
+        self._rooms = rooms or Rooms()
         self._contributions = Contributions()
         self.lock = asyncio.Lock()
 
@@ -68,6 +72,13 @@ class Cohort:
     def unused_ticket(self, who: Waiting) -> str | None:
         """The ticket that a client got and has not used: perhaps it never heard of it."""
         return None if self.closed else self.issued.get(who)
+
+    def begins(self, who: Waiting) -> bool:
+        """Note that a client has the model, if it was selected here; whether that is news."""
+        if who not in self.issued or who in self._begun:
+            return False
+        self._begun.add(who)
+        return True
 
     async def count(
         self,
@@ -100,7 +111,9 @@ class Cohort:
                 clipped=is_clipped,
             )
             self._contributions.accept(accepted)
-            self.issued.pop(Waiting(ticket.organization, ticket.client), None)
+            who = Waiting(ticket.organization, ticket.client)
+            self.begins(who)  # wherever it has the model from
+            self.issued.pop(who, None)
 
     async def _added(self, update: Weights, weight: int) -> bool:
         try:
@@ -115,7 +128,7 @@ class Cohort:
     def _add(self, update: Weights, weight: int) -> bool:
         """Add it; whether it was clipped."""
         if self._sum is None:
-            self._sum = WeightedSum(self.layout)
+            self._sum = WeightedSum(self.layout, self._rooms.room(sum_size(self.layout)))
         if self.work.clip_norm is None or self.base is None:
             self._sum.add(update, weight)
             return False
@@ -148,6 +161,7 @@ class Cohort:
             shares=self.work.shares,
             deadline=self.work.deadline,
             selected=self.selected,
+            begun=len(self._begun),
             reported=len(self.accepted),
             contributions=self._contributions.told,
             refusals=list(self.refusals),

@@ -1,6 +1,7 @@
 """The selector's side of what selector and coordinator say to each other."""
 
 import asyncio
+import hashlib
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,9 +18,11 @@ from fedota.runtime.places import Spooled, file_sha256
 from fedota.runtime.protocol import (
     CLAIMS,
     MODELS,
+    OFFSET,
     ORDERS,
     PARTIALS,
     STATES,
+    SUM,
     Claim,
     Claimed,
     Meta,
@@ -35,6 +38,7 @@ _SHORT: Final = aiohttp.ClientTimeout(total=10)
 _TELL: Final = aiohttp.ClientTimeout(total=4)
 # A body that stalls is noticed sooner. An answer may wait for other sums to be added; one that never comes is given up.
 _LONG: Final = aiohttp.ClientTimeout(total=3600, sock_connect=5, sock_read=40)
+_GOES_ON: Final = frozenset({"unavailable", "timeout", "offset_mismatch"})  # after these some of a sum may be there
 
 
 class Link:
@@ -47,6 +51,7 @@ class Link:
         self._authority = authority
         self.life = life
         self._tag = ""
+        self._begun = ""  # the sum that was sent last, or a part of it
         self._http: aiohttp.ClientSession
 
     @asynccontextmanager
@@ -79,10 +84,41 @@ class Link:
         return _decoded(await self._send("POST", CLAIMS, to_json(claim), _SHORT), Claimed)
 
     async def hand_over(self, meta: Meta, numbers: memoryview) -> None:
-        """Send a sum."""
-        head = to_json(meta)
-        body = Parts([memoryview(struct.pack("<Q", len(head)) + head), numbers])
-        await self._send("PUT", PARTIALS, body, _LONG, {"Content-Length": str(8 + len(head) + len(numbers))})
+        """Send a sum. Where the connection breaks, or broke the last time, it goes on with what is not there yet."""
+        said = to_json(meta)
+        parts = [memoryview(struct.pack("<Q", len(said)) + said), numbers]
+        name, size = hashlib.sha256(parts[0]).hexdigest(), sum(map(len, parts))
+        offset = await self._handed(name) if name == self._begun else 0
+        self._begun = name
+        while offset < size:
+            try:
+                await self._hand_rest(name, parts, offset, size)
+                return
+            except FedotaError as error:
+                if error.problem.code not in _GOES_ON:
+                    raise
+                before, offset = offset, await self._handed(name)
+                if offset <= before:
+                    raise
+
+    async def _hand_rest(self, name: str, parts: list[memoryview], offset: int, size: int) -> None:
+        method = "PATCH" if offset else "PUT"
+        headers = {SUM: name, "Content-Length": str(size - offset), **({OFFSET: str(offset)} if offset else {})}
+        await self._send(method, PARTIALS, Parts(parts, offset), _LONG, headers)
+
+    async def _handed(self, name: str) -> int:
+        """How much of a sum the coordinator has. Raises `round_over` when it does not ask for it any more."""
+        url, headers = self._url + PARTIALS.format(name=self._name), {**self._headers, SUM: name}
+        try:
+            async with self._http.head(url, headers=headers, timeout=_SHORT) as reply:
+                status, there = reply.status, reply.headers.get(OFFSET, "")
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise _unavailable(error) from None
+        if status == 409:
+            raise FedotaError("round_over", "The sum is not asked for any more.")
+        if status != 204 or not (there.isascii() and there.isdigit()):
+            raise FedotaError("unavailable", f"The coordinator answered with {status}.")
+        return int(there)
 
     async def fetch(self, model: ModelRef, path: Path) -> None:
         """Have the model in the file `path`, whole and checked, or not at all. What came before a break is kept."""

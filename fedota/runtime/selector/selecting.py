@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import structlog
 
 from fedota.contracts.runtime import SelectorSettings
@@ -30,6 +31,7 @@ from fedota.runtime.protocol import (
     Told,
     Work,
 )
+from fedota.runtime.rooms import Rooms
 from fedota.runtime.selector.cohort import Cohort
 from fedota.runtime.selector.link import Link
 from fedota.runtime.selector.pace import Pace
@@ -65,6 +67,7 @@ class Selecting:
         self._link = Link(settings.coordinator, settings.key, settings.name, self.life, authority)
         self._models = directory / "models"
         self._layouts: dict[str, Layout] = {}
+        self._rooms = Rooms()
         self._orders: Orders | None = None
         self._ordered = asyncio.Event()
         self._changed = asyncio.Event()
@@ -214,7 +217,7 @@ class Selecting:
         self._drop()
         if self.spool is None or self.spool.model != layout.size:
             self.spool = Spool(layout.size, self._models)
-        self.cohort = cohort = Cohort(work, layout, self.model_file(work.base.sha256))
+        self.cohort = cohort = Cohort(work, layout, self.model_file(work.base.sha256), self._rooms)
         # Nobody is selected when it is too late, nor a second time for a cohort that was dropped and is taken up again.
         share = 0 if work.collect or work.cohort in self._begun else work.share
         self._begun.append(work.cohort)
@@ -244,6 +247,9 @@ class Selecting:
         return signed
 
     async def _go_on(self, cohort: Cohort, work: Work) -> None:
+        if cohort.work.shares != work.shares:  # a life was lost: who comes after this coordinator must know, too
+            cohort.work = msgspec.structs.replace(cohort.work, shares=work.shares)
+            self.changed()
         if not work.collect:
             if cohort.closed:
                 cohort.closed = False
@@ -311,20 +317,26 @@ class Selecting:
         """Whether these weights can be had here."""
         return sha256 in self._layouts
 
+    def has_sent(self, sha256: str, who: Waiting) -> None:
+        """A client has got these weights, all of them: if they are what its round begins with, it has begun."""
+        if self.cohort is not None and self.cohort.work.base.sha256 == sha256 and self.cohort.begins(who):
+            self.changed()
+
     async def check_in(self, who: Waiting, ticket: Ticket | None) -> CheckedIn:
         """Hold a client until there is something for it to do. `ticket` is of the update that it still keeps."""
         if ticket is not None and (answer := await self._unsettled(ticket)) is not None:
             return answer
         if (signed := self._again(who, ticket)) is None and not self._finished and not self._closing:
             if not self.pool.admits(who):
-                return ComeBack(seconds=self.pace.later(time.monotonic()), update=self._fate(ticket))
+                seconds = self.pace.later(time.monotonic(), who.organization)
+                return ComeBack(seconds=seconds, update=self._fate(ticket))
             signed = await self.pool.wait(who, self.pace.hold(), ticket.cohort if ticket else "")
         self.require_participation(who.organization)
         if signed is not None and (selected := self._selected(signed, self._fate(ticket))) is not None:
             return selected
         if self._finished:
             return Finished(reason=self._finished, update=self._fate(ticket))
-        return ComeBack(seconds=self._soon() if self._closing else 0, update=self._fate(ticket))
+        return ComeBack(seconds=self._soon(who.organization) if self._closing else 0, update=self._fate(ticket))
 
     @property
     def _finished(self) -> str:
@@ -370,7 +382,9 @@ class Selecting:
         """What to do about an update that the client keeps and that is not in our sum."""
         cohort = self.cohort
         if cohort is None or cohort.id != ticket.cohort:
-            return ComeBack(seconds=self._soon(), update="pending") if self._fate(ticket) == "pending" else None
+            if self._fate(ticket) != "pending":
+                return None
+            return ComeBack(seconds=self._soon(ticket.organization), update="pending")
         upload = cohort.uploads.receiving.get(ticket.id)
         if upload is not None and not await upload.gives_way():
             return None
@@ -382,11 +396,11 @@ class Selecting:
             case "granted":
                 return SendAgain()
             case "wait":
-                return ComeBack(seconds=self._soon(), update="pending")
+                return ComeBack(seconds=self._soon(ticket.organization), update="pending")
         return None
 
-    def _soon(self) -> float:
-        return self.pace.soon(time.monotonic())
+    def _soon(self, organization: str) -> float:
+        return self.pace.soon(time.monotonic(), organization)
 
     async def claim(self, cohort: Cohort, ticket: Ticket) -> str:
         """Ask for the right to accept the update of a ticket that we did not give out."""

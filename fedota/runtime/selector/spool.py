@@ -31,8 +31,16 @@ class Spool:
         with suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE):
                 await self._turns.acquire()
-                return Memory(self._free.pop() if self._free else room(self.size))
+            with suppress(MemoryError):  # the machine has less than we may take: a file will do
+                return self._memory()
         return self._file()
+
+    def _memory(self) -> Memory:
+        try:
+            return Memory(self._free.pop() if self._free else room(self.size))
+        except BaseException:
+            self._turns.release()
+            raise
 
     def release(self, place: Memory | Spooled) -> None:
         """The place is not needed any more, nor what is in it."""

@@ -30,7 +30,7 @@ _CHECK_IN: Final = re.compile(rb"POST /v1/check-in")
 _MODEL: Final = re.compile(rb"GET /v1/models/")
 _UPDATE: Final = re.compile(rb"POST /v1/updates")
 _STATE: Final = re.compile(rb"POST /v1/selectors/")
-_SUM: Final = re.compile(rb"PUT /v1/selectors/")
+_SUM: Final = re.compile(rb"(PUT|PATCH) /v1/selectors/")
 _CHECKPOINT: Final = re.compile(rb"PUT /\S+\.safetensors")
 MOMENTS: Final = {
     "selection": Moment("clients", _CHECK_IN),

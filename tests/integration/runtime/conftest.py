@@ -69,6 +69,7 @@ class Store:
         self.objects: dict[str, bytes] = {}
         self.puts: list[str] = []
         self.failing = False
+        self.held: tuple[int, asyncio.Event] | None = None  # so many bytes of an object come, the others after this
 
     def app(self) -> web.Application:
         """The store's HTTP side."""
@@ -77,9 +78,18 @@ class Store:
         app.router.add_put("/{key:.+}", self._put)
         return app
 
-    async def _get(self, request: web.Request) -> web.Response:
-        body = self.objects.get(request.match_info["key"])
-        return web.Response(status=404) if body is None else web.Response(body=body)
+    async def _get(self, request: web.Request) -> web.StreamResponse:
+        if (body := self.objects.get(request.match_info["key"])) is None:
+            return web.Response(status=404)
+        if self.held is None:
+            return web.Response(body=body)
+        count, others = self.held
+        response = web.StreamResponse(headers={"Content-Length": str(len(body))})
+        await response.prepare(request)
+        await response.write(body[:count])
+        await others.wait()
+        await response.write(body[count:])
+        return response
 
     async def _put(self, request: web.Request) -> web.Response:
         key, body = request.match_info["key"], await request.read()
@@ -200,7 +210,7 @@ class Component:
         return self._process
 
     async def start(self, *, wait: bool = True) -> None:
-        """Start it, and wait until it answers."""
+        """Start it, and wait until it is ready."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self.directory / "ready.json").unlink(missing_ok=True)
         port = urlsplit(self.url).port or 0
@@ -216,16 +226,32 @@ class Component:
         if wait:
             await self.answers()
 
-    async def answers(self) -> None:
-        """Wait until it answers."""
+    async def listens(self) -> None:
+        """Wait until it says where it can be asked."""
 
-        def ready() -> str | None:
+        def announced() -> str | None:
             assert self.process.returncode is None, self.log()
             with suppress(FileNotFoundError):
                 return msgspec.json.decode((self.directory / "ready.json").read_bytes(), type=Ready).url
             return None
 
-        self.url = await until(ready)
+        self.url = await until(announced)
+
+    async def answers(self) -> None:
+        """Wait until it is ready."""
+        await self.listens()
+        await self.says("")
+
+    async def says(self, words: str) -> str:
+        """What is wrong with it, once that has these words in it; "" means that it is ready."""
+        async with asyncio.timeout(30), aiohttp.ClientSession() as http:
+            while True:
+                async with http.get(f"{self.url}/readyz", ssl=False) as reply:  # whoever's certificate it has
+                    said = "; ".join((await reply.json())["failing"].values())
+                    assert (reply.status == 503) == bool(said)
+                if (words in said) if words else not said:
+                    return said
+                await asyncio.sleep(0.005)
 
     async def kill(self) -> None:
         """End it as a crash would."""

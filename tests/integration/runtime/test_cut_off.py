@@ -164,6 +164,19 @@ async def test_killed_while_nats_is_away(world: World, tmp_path: Path) -> None:
     assert_trained(world, 4, *clients)
 
 
+async def test_nats_is_away_when_a_coordinator_begins(world: World) -> None:
+    """It says so, and begins as soon as somebody answers."""
+    async with line(world) as nats:
+        await nats.cut()
+        world.prepare(plan(), model())
+        await world.coordinator.start(wait=False)
+        await world.coordinator.listens()
+        said = await world.coordinator.says("NATS")
+        assert said == "NATS cannot be reached (ConnectionRefusedError); it is tried again."
+        await nats.open()
+        await world.coordinator.answers()
+
+
 async def test_killed_again_and_again_while_checkpoints_cannot_be_stored(world: World, tmp_path: Path) -> None:
     """Not one of the rounds that counted is done over."""
     clients = people(free=False)

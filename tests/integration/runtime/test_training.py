@@ -43,6 +43,13 @@ def plan(**changes: Any) -> Plan:
     return Plan(**{**usual, **changes})
 
 
+def _spoiled(value: float) -> bytes:
+    """A model of which one number is of no use."""
+    numbers = np.zeros(100_000, np.float32)
+    numbers[-1] = value
+    return safetensors.numpy.save({"counts": np.zeros(3, np.int64), "fine": np.zeros(9), "spoiled": numbers})
+
+
 async def test_a_training_comes_to_the_weighted_mean(world: World, tmp_path: Path) -> None:
     """Round after round, over two selectors; every stage is reported in order and explains itself."""
     await world.launch(plan(rounds=3), model())
@@ -196,6 +203,8 @@ async def test_a_round_is_completed_only_when_its_checkpoint_is_stored(world: Wo
         ({"strategy": Strategy(parameters={"momentum": 0.9})}, None, "fedavg takes no parameters"),
         ({}, b"not a model", "cannot be trained: The body is not in safetensors form"),
         ({}, safetensors.numpy.save({"w": np.zeros(2, bool)}), "'w' has the dtype BOOL, which cannot be aggregated"),
+        ({}, _spoiled(np.nan), "its tensor 'spoiled' has values that are not finite"),
+        ({}, _spoiled(-np.inf), "its tensor 'spoiled' has values that are not finite"),
     ],
 )
 async def test_a_coordinator_that_cannot_train_says_why_and_ends(
@@ -205,8 +214,42 @@ async def test_a_coordinator_that_cannot_train_says_why_and_ends(
     world.prepare(plan(**changes), model(), body=body)
     await world.coordinator.start(wait=False)
     assert await asyncio.wait_for(world.coordinator.process.wait(), 20) == 1
-    assert said in world.coordinator.log()
-    assert not (world.coordinator.directory / "ready.json").exists()
+    log = world.coordinator.log()
+    assert said in log and said in log.splitlines()[-1]
+
+
+async def _asked(world: World, key: str = "a shared secret") -> tuple[int, dict[str, Any]]:
+    """What a selector is answered that asks for its orders."""
+    url = f"{world.coordinator.url}/v1/selectors/selector-0/orders?life=a"
+    async with aiohttp.ClientSession() as http, http.get(url, headers={"Authorization": f"Bearer {key}"}) as reply:
+        return reply.status, await reply.json()
+
+
+async def test_a_coordinator_says_how_far_it_is_until_it_can_begin(world: World) -> None:
+    """However long its model takes: who looks after it sees that it gets on, and selectors are told to come again."""
+    world.prepare(plan(), {"w": np.zeros(1_000_000, np.float32)})
+    world.store.held = (1_250_000, others := asyncio.Event())
+    await world.coordinator.start(wait=False)
+    await world.coordinator.listens()
+    assert await world.coordinator.says("1.2 of 4.0 MB") == "the model: 1.2 of 4.0 MB fetched"
+    status, problem = await _asked(world)
+    assert (status, problem["code"]) == (503, "unavailable")
+    assert problem["detail"] == "The coordinator has not begun yet: the model: 1.2 of 4.0 MB fetched. Ask again."
+    assert (await _asked(world, "a guess"))[0] == 401
+    others.set()
+    await world.coordinator.answers()
+    assert (await _asked(world))[0] == 200
+
+
+async def test_a_coordinator_that_waits_for_its_model_can_be_stopped(world: World) -> None:
+    """As soon as it is asked to."""
+    world.prepare(plan(), {"w": np.zeros(1_000_000, np.float32)})
+    world.store.held = (1_250_000, asyncio.Event())
+    await world.coordinator.start(wait=False)
+    await world.coordinator.listens()
+    await world.coordinator.says("fetched")
+    world.coordinator.process.terminate()
+    assert await asyncio.wait_for(world.coordinator.process.wait(), 3) == 0
 
 
 async def test_a_model_that_is_not_the_recorded_one_is_not_trained(world: World) -> None:

@@ -19,9 +19,8 @@ from fedota.contracts.runtime import Listening
 from fedota.errors import FedotaError
 from fedota.process import serving, serving_at
 from fedota.runtime import bodies
-from fedota.runtime.bodies import Parts, _Staged, mapped, read_body, read_reply, send_file
+from fedota.runtime.bodies import Parts, _Staged, mapped, read_body, read_reply, send_file, unhurried
 from fedota.runtime.places import Memory, Spooled
-from fedota.runtime.selector.app import SERVER
 from fedota.runtime.web import problems
 from fedota.tls import client_context
 from services.orchestrator.launchers.authority import Authority
@@ -493,10 +492,50 @@ async def test_who_takes_nothing_of_the_headers_costs_no_processor(monkeypatch: 
     assert transport.asked < 60, "some a moment, not as often as the loop turns"
 
 
-async def test_a_stranger_that_asks_nothing_is_not_held() -> None:
-    """Idle connections would use up what a selector can have of them."""
-    assert SERVER["keepalive_timeout"] <= 120
-    async with serving(web.Application(), "127.0.0.1", 0, **SERVER | {"keepalive_timeout": 0.1}) as url:
+@pytest.mark.parametrize("range_", ["", "bytes=1000000-"])
+async def test_a_file_that_is_unlinked_while_it_is_asked_for_is_sent(tmp_path: Path, range_: str) -> None:
+    """A sweep may come between its being opened and its being sent; a file that is gone before is not found."""
+    path = tmp_path / "file"
+    path.write_bytes(content(3_000_001))
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return await send_file(request, path, gone="It was swept away.")
+
+    async def sweep(*_: object) -> None:
+        path.unlink(missing_ok=True)
+
+    app = web.Application(middlewares=[problems])
+    app.router.add_get("/", handler)
+    app.on_response_prepare.append(sweep)
+    async with asyncio.timeout(10), serving(app, "127.0.0.1", 0) as url, aiohttp.ClientSession() as http:
+        async with http.get(url, headers={"Range": range_} if range_ else {}) as reply:
+            assert await reply.read() == content(3_000_001)[1_000_000 if range_ else 0 :]
+        async with http.get(url) as reply:
+            problem = await reply.json(content_type=None)
+    assert (problem["code"], problem["detail"]) == ("not_found", "It was swept away.")
+
+
+@pytest.mark.parametrize(("comes", "status"), [(b"", 417), (b"01234", 200)])
+async def test_a_body_that_http_1_0_cannot_ask_for_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, comes: bytes, status: int
+) -> None:
+    """Unless it comes anyhow: the handler, which takes a turn for it, is not even called."""
+    monkeypatch.setattr(bodies, "_UNASKED", 0.3)
+    bodies_read = list[bytes]()
+
+    async def handler(request: web.Request) -> web.Response:
+        place = Memory(memoryview(bytearray(100)))
+        await read_body(request, place)
+        bodies_read.append(bytes(place.read(0, place.received)))
+        return web.Response()
+
+    app = web.Application(middlewares=[problems])
+    app.router.add_post("/", handler, expect_handler=unhurried)
+    async with serving(app, "127.0.0.1", 0) as url:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
-        assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.write(b"POST / HTTP/1.0\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
+        await writer.drain()
+        writer.write(comes)
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n"), 10)
         writer.close()
+    assert int(answer.split()[1]) == status and bodies_read == [comes] * bool(comes)

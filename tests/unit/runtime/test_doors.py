@@ -1,6 +1,8 @@
 """What becomes of an update that a selector has read."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,15 @@ from fedota.errors import FedotaError
 from fedota.process import Service
 from fedota.runtime.aggregation import WeightedSum
 from fedota.runtime.places import put
-from fedota.runtime.protocol import ModelRef, Work
-from fedota.runtime.selector.app import Doors, _Sent
+from fedota.runtime.protocol import EXAMPLES, HEADER_SLACK, OFFSET, WHOLE, ModelRef, Work
+from fedota.runtime.selector import app
+from fedota.runtime.selector.app import _AHEAD, _MOST_AHEAD, Doors, _Sent, _sent
 from fedota.runtime.selector.cohort import Cohort
 from fedota.runtime.selector.selecting import Selecting
 from fedota.runtime.selector.spool import MOST_UPLOADS, Spool
-from fedota.runtime.selector.uploads import Upload
 from fedota.runtime.tensors import layout_of
 from fedota.runtime.tickets import Ticket
+from fedota.runtime.uploads import Upload
 
 BODY = safetensors.numpy.save({"w": np.array([1.0, 2.0])})
 LAYOUT = layout_of(memoryview(BODY))
@@ -37,24 +40,106 @@ def cohort(name: str) -> Cohort:
     return Cohort(Work(cohort=name, round=1, attempt=1, base=base, share=1, deadline=1.0), LAYOUT)
 
 
+COHORT = cohort("k")
+
+
 def doors_of(selecting: Selecting) -> Doors:
     """What clients find there."""
     return Doors(SETTINGS, selecting, Service("selector"))
 
 
-async def test_who_holds_its_body_back_waits_for_its_turn(tmp_path: Path) -> None:
-    """Whoever sends it anyhow is asked to come again: it would wait in memory."""
-    doors = doors_of(Selecting(SETTINGS, tmp_path))
+PATIENT = {"Expect": "100-continue", "Content-Length": str(10**9)}
+SMALL = {"Content-Length": "100"}
+
+
+async def crowded(directory: Path) -> Doors:
+    """A selector that has no turn to give."""
+    doors = doors_of(Selecting(SETTINGS, directory))
     for _ in range(MOST_UPLOADS):
-        await doors._take_turn(make_mocked_request("POST", "/"), cohort("k"))
-    with pytest.raises(FedotaError, match="Too many updates"):
-        await doors._take_turn(make_mocked_request("POST", "/"), cohort("k"))
-    patient = make_mocked_request("POST", "/", headers={"Expect": "100-continue"})
-    waiting = asyncio.create_task(doors._take_turn(patient, cohort("k")))
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    doors._turns.release()
-    await asyncio.wait_for(waiting, 1)
+        await doors._take_turn(make_mocked_request("POST", "/"), COHORT)
+    return doors
+
+
+@asynccontextmanager
+async def queued(doors: Doors, *headers: dict[str, str]) -> AsyncIterator[list[asyncio.Task[None]]]:
+    """Those who wait for a turn, in this order."""
+    requests = [make_mocked_request("PATCH", "/", headers=one) for one in headers]
+    waiting = [asyncio.create_task(doors._take_turn(request, COHORT)) for request in requests]
+    try:
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in waiting)
+        yield waiting
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+@pytest.mark.parametrize("headers", [{}, SMALL, PATIENT])
+async def test_each_waits_for_its_turn(tmp_path: Path, headers: dict[str, str]) -> None:
+    """The rest of an update that its client sends unasked does not come after all who have sent nothing."""
+    doors = await crowded(tmp_path)
+    async with queued(doors, PATIENT, headers, PATIENT) as (first, it, last):
+        doors._turns.release()
+        await asyncio.wait_for(first, 1)
+        assert not it.done()
+        doors._turns.release()
+        await asyncio.wait_for(it, 1)
+        assert not last.done()
+
+
+async def test_only_so_much_waits_in_memory_for_a_turn(tmp_path: Path) -> None:
+    """Who sends a large body unasked is asked to come again when many do; who holds it back, or has little, waits."""
+    doors = await crowded(tmp_path)
+    many = _MOST_AHEAD // _AHEAD
+    large = make_mocked_request("POST", "/", headers={"Content-Length": str(10**9)})
+    async with queued(doors, *[{}] * many) as waiting:
+        with pytest.raises(FedotaError, match="Too many updates"):
+            await doors._take_turn(large, COHORT)
+        async with queued(doors, PATIENT):
+            pass
+        waiting[0].cancel()
+        await asyncio.wait(waiting[:1])
+        async with queued(doors, SMALL, SMALL):
+            pass
+        doors._turns.release()
+        await asyncio.wait_for(waiting[1], 1)
+    assert doors._ahead == 0
+
+
+async def test_who_waits_long_is_told_to_come_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client would take the selector for dead."""
+    monkeypatch.setattr(app, "_QUEUE", 0.01)
+    doors = await crowded(tmp_path)
+    with pytest.raises(FedotaError, match="Too many updates") as raised:
+        await doors._take_turn(make_mocked_request("POST", "/", headers=PATIENT), COHORT)
+    assert raised.value.problem.retry_after
+
+
+SIZE = LAYOUT.size + HEADER_SLACK
+MISFITS = {
+    "a rest that is more than is left": ({OFFSET: "60", WHOLE: "100", "Content-Length": "41"}, "invalid_field"),
+    "a beginning that is more than all": ({OFFSET: "101", WHOLE: "100"}, "invalid_field"),
+    "a whole that is too large": ({OFFSET: "0", WHOLE: str(SIZE + 1), "Content-Length": "1"}, "update_too_large"),
+    "a rest that is too large": ({OFFSET: str(SIZE), "Content-Length": "1"}, "update_too_large"),
+}
+
+
+@pytest.mark.parametrize(("headers", "code"), MISFITS.values(), ids=MISFITS)
+def test_lengths_that_do_not_fit_are_refused_unread(tmp_path: Path, headers: dict[str, str], code: str) -> None:
+    """The body is not asked for."""
+    request = make_mocked_request("PATCH", "/", headers={EXAMPLES: "1", **headers})
+    with pytest.raises(FedotaError) as raised:
+        _sent(request, Spool(LAYOUT.size, tmp_path))
+    assert raised.value.problem.code == code
+
+
+def test_a_rest_may_come_in_pieces(tmp_path: Path) -> None:
+    """Or whole, or as long as it comes."""
+    for length in ({"Content-Length": "20"}, {"Content-Length": "40"}, {}):
+        headers = {EXAMPLES: "1", OFFSET: "60", WHOLE: "100", **length}
+        sent = _sent(make_mocked_request("PATCH", "/", headers=headers), Spool(LAYOUT.size, tmp_path))
+        assert (sent.offset, sent.length) == (60, 100)
 
 
 @pytest.mark.parametrize("over", [False, True])

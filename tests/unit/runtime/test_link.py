@@ -3,16 +3,18 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+import msgspec
 import pytest
 from aiohttp import web
 
 from fedota.errors import FedotaError
 from fedota.process import serving
 from fedota.runtime.coordinator.rounds import COLLECTING, LEASE
-from fedota.runtime.protocol import MODELS, PARTIALS, STATES, Meta, ModelRef, Told
+from fedota.runtime.protocol import MODELS, OFFSET, PARTIALS, STATES, SUM, Meta, ModelRef, Told
 from fedota.runtime.selector import link as module
 from fedota.runtime.selector import selecting
 from fedota.runtime.selector.link import Link
@@ -35,6 +37,7 @@ class Coordinator:
         app = web.Application(client_max_size=2**30)
         app.router.add_post(STATES, self._take)
         app.router.add_put(PARTIALS, self._take)
+        app.router.add_head(PARTIALS, self._has)
         app.router.add_get(MODELS, self._give)
         return app
 
@@ -43,6 +46,9 @@ class Coordinator:
         self.heard += 1
         await self.answers.wait()
         return web.Response(status=204)
+
+    async def _has(self, _: web.Request) -> web.Response:
+        return web.Response(status=204, headers={OFFSET: "0"})
 
     async def _give(self, request: web.Request) -> web.StreamResponse:
         self.heard += 1
@@ -144,3 +150,81 @@ async def test_one_message_may_be_swallowed(
     there.answers.set()
     await link.tell(TOLD)
     assert there.heard == 2
+
+
+class Forgetful:
+    """A coordinator that takes a part of each sum that comes, and then breaks the connection off."""
+
+    def __init__(self, *parts: int) -> None:
+        self.parts = list(parts)
+        self.said: list[tuple[str, int]] = []
+        self.body = b""
+        self.names: set[str] = set()
+        self.refuses = 0
+
+    def app(self) -> web.Application:
+        """Its HTTP side."""
+        app = web.Application(client_max_size=2**30)
+        app.router.add_put(PARTIALS, self._take)
+        app.router.add_patch(PARTIALS, self._take)
+        app.router.add_head(PARTIALS, self._tell)
+        return app
+
+    async def _take(self, request: web.Request) -> web.Response:
+        self.names.add(request.headers[SUM])
+        at = int(request.headers.get(OFFSET, 0))
+        self.said.append((request.method, at))
+        body = self.body[:at] + await request.read()
+        if self.parts:
+            self.body = body[: self.parts.pop(0)]
+            assert request.transport is not None
+            request.transport.close()
+        else:
+            self.body = body
+        return web.Response(status=204)
+
+    async def _tell(self, request: web.Request) -> web.Response:
+        self.names.add(request.headers[SUM])
+        self.said.append(("HEAD", len(self.body)))
+        return web.Response(status=self.refuses or 204, headers={OFFSET: str(len(self.body))})
+
+
+META = Meta(cohort="k", life="life", collection="c", accepted=[])
+
+
+@asynccontextmanager
+async def linked(there: Forgetful) -> AsyncIterator[Link]:
+    """A link to it."""
+    async with serving(there.app(), "127.0.0.1", 0) as url:
+        link = Link(url, "key", "selector-0", "life")
+        async with link.open():
+            yield link
+
+
+async def test_a_sum_is_gone_on_with_where_it_broke_off() -> None:
+    """As long as some of it comes through; the next time too. Its beginning is sent once."""
+    there = Forgetful(500_000, 700_000, 700_000)
+    async with linked(there) as link:
+        with pytest.raises(FedotaError, match="unavailable"):  # nothing came: whoever hands it over waits a moment
+            await link.hand_over(META, memoryview(BODY))
+        await link.hand_over(META, memoryview(BODY))
+        first = [("PUT", 0), ("HEAD", 500_000), ("PATCH", 500_000), ("HEAD", 700_000), ("PATCH", 700_000)]
+        assert there.said == [*first, ("HEAD", 700_000), ("HEAD", 700_000), ("PATCH", 700_000)]
+        head, numbers = there.body[: -len(BODY)], there.body[-len(BODY) :]
+        assert numbers == BODY and there.names == {hashlib.sha256(head).hexdigest()}
+        there.said.clear()
+        await link.hand_over(META, memoryview(BODY))
+        assert there.said == [("HEAD", len(there.body))], "only its answer was lost"
+        await link.hand_over(msgspec.structs.replace(META, collection="d"), memoryview(BODY))
+        assert there.said[1:] == [("PUT", 0)], "for another collection it is another sum"
+
+
+@pytest.mark.parametrize(("status", "code"), [(409, "round_over"), (503, "unavailable")])
+async def test_a_sum_that_is_not_asked_for_is_not_sent(status: int, code: str) -> None:
+    """Nor one that is on its way by another connection."""
+    there = Forgetful(500_000)
+    there.refuses = status
+    async with linked(there) as link:
+        with pytest.raises(FedotaError, match=code):
+            await link.hand_over(META, memoryview(BODY))
+    assert there.said == [("PUT", 0), ("HEAD", 500_000)]

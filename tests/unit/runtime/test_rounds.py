@@ -348,6 +348,19 @@ def test_what_comes_late_says_nothing() -> None:
     assert not rounds.orders(runner.rules, runner.state, "a", "a2").lost
 
 
+def test_a_life_that_was_taken_for_an_earlier_one_begins_again() -> None:
+    """The first message of the life before it came after its own; else nobody would listen to it ever again."""
+    runner = selecting()
+    runner.told("a", 3, life="a2")
+    runner.told("a", life="a1")
+    runner.told("a", 3, life="a2")
+    assert runner.state.waiting == 0
+    assert rounds.orders(runner.rules, runner.state, "a", "a2").lost
+    runner.told("a", 3, life="a3")
+    assert runner.state.waiting == 3
+    assert not rounds.orders(runner.rules, runner.state, "a", "a3").lost
+
+
 def test_sums_that_are_asked_for_again_are_asked_for_by_another_name() -> None:
     """Even within the same moment: a selector hands over once for each name."""
     runner = collecting()
@@ -442,6 +455,142 @@ def test_a_selector_that_is_silent_is_lost() -> None:
     runner.told("a", selected=2, reported=2)
     assert runner.state.cohort.reported == 0
     assert rounds.orders(runner.rules, runner.state, "a", "a").work is None
+
+
+def test_clients_without_a_model_are_not_waited_for_when_their_selector_is_lost() -> None:
+    """Nobody trains: with too few left the attempt is over at once, and says whom it lost."""
+    runner = reporting()
+    runner.told("a", selected=2, begun=0)
+    runner.told("a", life="a2")
+    abandoned = runner.reports[-2]
+    assert (abandoned.stage, abandoned.attempt, abandoned.selected) == ("abandoned", 1, 3)
+    assert abandoned.reason == (
+        "abandoned: no more than 1 of 3 clients can report; a was lost, and 2 clients of it had not begun, "
+        "at least 3 were needed"
+    )
+    assert (runner.phase(), runner.state.attempt, runner.now) == ("selection", 2, NOW)
+
+
+def test_those_who_have_the_model_are_waited_for() -> None:
+    """They train, and send their updates to another selector; the others come again for the next round."""
+    runner = reporting(plan(minimum_fraction=0.6))
+    runner.told("b", selected=1, begun=1, reported=1)
+    runner.told("a", selected=2, begun=1)
+    runner.told("a", life="a2")
+    said = words.reason(runner.rules, runner.state)
+    assert said == "1 of 3 clients have reported; waits for 1 more until 08:01:00 UTC"
+    assert runner.claim("t1", issuer="a", life="b") == "granted"
+    assert runner.phase() == "reporting"
+    runner.told("b", selected=1, begun=1, reported=2, claimed={"t1": "a"})
+    assert runner.phase() == "collecting", "the second client of a had no model"
+
+
+def test_who_claims_is_waited_for_though_its_selector_was_lost_before_it_told() -> None:
+    """As many as showed that they have the model, no more."""
+    runner = reporting(plan(minimum_fraction=0.3))
+    runner.told("a", selected=2, begun=0)
+    runner.told("a", life="a2")
+    assert runner.phase() == "reporting"
+    assert runner.claim("t1", issuer="a", life="b") == "granted"
+    runner.told("b", selected=1, begun=1, reported=1)
+    assert runner.phase() == "reporting", "the client that claimed is sending"
+    assert runner.claim("t1", issuer="a", life="a2", name="a") == "taken"
+    runner.told("b", selected=1, begun=1, reported=2, claimed={"t1": "a"})
+    assert runner.phase() == "collecting"
+
+
+def test_a_selector_lost_before_it_told_whom_it_selected() -> None:
+    """Nobody waits for clients of whom nobody has heard."""
+    runner = selecting(plan(minimum_fraction=0.3))
+    runner.told("a", 2)
+    runner.told("b", 1)
+    runner.told("b", selected=1, begun=1)
+    assert runner.phase() == "configuration"
+    runner.told("a", life="a2")
+    assert runner.phase() == "reporting"
+    runner.told("b", selected=1, begun=1, reported=1)
+    assert runner.phase() == "collecting"
+
+
+def test_too_few_are_left_to_configure() -> None:
+    """A selector was lost before the others had selected."""
+    runner = selecting()
+    runner.told("a", 2)
+    runner.told("b", 1)
+    runner.told("a", selected=2, begun=0)
+    runner.told("a", life="a2")
+    assert runner.phase() == "configuration"
+    runner.told("b", selected=1)
+    assert runner.reports[-2].reason == (
+        "abandoned: only 1 of 3 clients could be configured; a was lost, and 2 clients of it had not begun, "
+        "at least 3 were needed"
+    )
+
+
+def test_of_an_older_selector_all_that_were_selected_are_waited_for() -> None:
+    """It does not tell who has the model."""
+    runner = reporting()
+    runner.told("a", selected=2)
+    runner.told("a", life="a2")
+    assert runner.phase() == "reporting" and runner.state.cohort is not None
+    assert runner.state.cohort.expected == 3
+
+
+def test_over_selected_clients_make_up_for_those_who_were_lost() -> None:
+    """The goal is reached as ever."""
+    runner = selecting(plan(over_selection=1.6))
+    runner.told("b", 4)
+    runner.told("a", 1)
+    runner.told("a", selected=1, begun=0)
+    runner.told("b", selected=4, begun=2)
+    runner.told("a", life="a2")
+    runner.told("b", selected=4, begun=4, reported=2)
+    assert runner.phase() == "reporting"
+    runner.told("b", selected=4, begun=4, reported=3)
+    assert runner.phase() == "collecting"
+
+
+def test_a_silent_selector_that_is_heard_of_again_tells_how_many_had_begun() -> None:
+    """It was cut off from the coordinator, not from its clients."""
+    runner = reporting(plan(minimum_fraction=0.3))
+    runner.told("a", selected=2, begun=0)
+    for _ in range(3):
+        runner.told("b", selected=1, begun=1, after=5)
+    cohort = runner.state.cohort
+    assert cohort is not None and (cohort.lost, cohort.expected) == (frozenset({"a"}), 1)
+    runner.told("a", selected=2, begun=2, reported=1)
+    cohort = runner.state.cohort
+    assert cohort is not None and (cohort.expected, cohort.reported) == (3, 0)
+    assert rounds.orders(runner.rules, runner.state, "a", "a").lost
+
+
+def test_a_selector_that_is_heard_of_within_the_lease_is_not_lost() -> None:
+    """Its clients may still get the model."""
+    runner = reporting()
+    runner.told("a", selected=2, begun=0)
+    runner.told("b", selected=1, begun=1, after=10)
+    runner.told("a", selected=2, begun=0, after=4)
+    runner.told("b", selected=1, begun=1, after=10)
+    assert runner.state.cohort is not None and runner.state.cohort.expected == 3
+
+
+def test_how_many_had_begun_is_known_to_the_next_coordinator() -> None:
+    """The selectors that are left tell it; one of them may have heard of the loss, another not."""
+    before = reporting(plan(minimum_fraction=0.3))
+    untold = before.part(selected=0, share=0)
+    before.told("a", selected=2, begun=1)
+    before.told("a", life="a2")
+    work = rounds.orders(before.rules, before.state, "b", "b").work
+    assert work is not None and work.shares == {"a": 1, "b": 1}
+    runner = Runner(plan(minimum_fraction=0.3))
+    runner.then(Told(name="a", life="a2", waiting=0, held=untold))
+    part = before.part(selected=1, begun=1, shares=work.shares)
+    runner.then(Told(name="b", life="b", waiting=0, held=part))
+    assert runner.phase() == "reporting" and runner.state.cohort is not None
+    assert runner.state.cohort.expected == 2
+    runner.claim("t1", issuer="a", life="b")
+    runner.told("b", selected=1, begun=1, reported=2, claimed={"t1": "a"})
+    assert runner.phase() == "collecting"
 
 
 def test_a_coordinator_that_stood_still_loses_nobody() -> None:

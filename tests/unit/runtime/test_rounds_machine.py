@@ -26,6 +26,7 @@ from fedota.runtime.coordinator.reporter import Reporter
 from fedota.runtime.coordinator.state import (
     Aggregated,
     Awoken,
+    Cohort,
     Event,
     Handed,
     Recorded,
@@ -101,6 +102,7 @@ class Selector:
         self.held = None
         self.handed = ""
         self.accepted: set[str] = set()
+        self.begun_clients: set[str] = set()  # tickets of this life whose clients have the model
         self.claimed: dict[str, str] = {}
 
     def says(self) -> Told:
@@ -109,7 +111,8 @@ class Selector:
         held = self.held
         if held is not None:
             claimed = {ticket: life for ticket, life in self.claimed.items() if ticket in self.accepted}
-            held = msgspec.structs.replace(held, reported=len(self.accepted), claimed=claimed)
+            begun, reported = len(self.begun_clients), len(self.accepted)
+            held = msgspec.structs.replace(held, begun=begun, reported=reported, claimed=claimed)
         return Told(name=self.name, life=self.life, number=self.told, waiting=self.waiting, held=held)
 
 
@@ -122,6 +125,7 @@ class World:
         self.lives = 0
         self.selectors = {name: Selector(name, 0) for name in NAMES}
         self.tickets: dict[str, tuple[str, str, str]] = {}  # cohort, selector and its life
+        self.begun: set[str] = set()  # tickets whose clients have the model
         self.wire: list[Told | Claim | Sum | Grant | RoundUpdated] = []
         self.recorded: list[RoundUpdated] = []
         self.stored: set[str] = set()  # keys in the object store
@@ -402,17 +406,31 @@ class World:
         if self.collector is not None and selector.life in self.collector.sums:
             selector.handed = self.collector.name
 
+    def fetch(self, ticket: str, name: str) -> None:
+        """A client gets the model, perhaps from another selector than the one that selected it."""
+        cohort, _, life = self.tickets[ticket]
+        selector = self.selectors[name]
+        if selector.held is None or selector.held.cohort != cohort:
+            return
+        self.begun.add(ticket)
+        if selector.life == life:
+            selector.begun_clients.add(ticket)
+
     def report(self, ticket: str, name: str) -> None:
-        """A client sends its update to a selector, perhaps another one than before."""
+        """A client that has trained sends its update to a selector, perhaps another one than before."""
         cohort, issuer, life = self.tickets[ticket]
         selector = self.selectors[name]
         held = selector.held
-        if held is None or held.cohort != cohort or held.closed or ticket in selector.accepted:
+        if held is None or held.cohort != cohort or held.closed:
+            return
+        if ticket not in self.begun or ticket in selector.accepted:
             return
         if life != selector.life and ticket not in selector.claimed:
             self.wire.append(Claim(life=selector.life, cohort=cohort, ticket=ticket, name=issuer, issuer=life))
             return
         selector.accepted.add(ticket)
+        if life == selector.life:
+            selector.begun_clients.add(ticket)
 
     # Everything together.
 
@@ -422,7 +440,8 @@ class World:
             self.deliver(0, again=False)
 
     def turn(self, ticket: str, name: str) -> None:
-        """A client sends its update to this selector, and what the two ask and answer is quick."""
+        """A client trains and sends its update to this selector, and what the two ask and answer is quick."""
+        self.fetch(ticket, self.tickets[ticket][1])
         self.report(ticket, name)
         for _ in range(2):
             if self.wire and isinstance(self.wire[-1], Claim | Grant):
@@ -453,6 +472,25 @@ class World:
         for name in NAMES:
             self.tell(name)
         self.deliver_all()
+        self.require_somebody()
+
+    def require_somebody(self) -> None:
+        """When all is known nobody waits for the deadline but for a client that may report."""
+        cohort = self.state.cohort
+        if self.state.phase != "reporting" or cohort is None or self.unknown(cohort):
+            return
+        lives = {one.life for one in self.selectors.values()} - cohort.lost
+        taken: set[str] = set().union(*(one.accepted for one in self.selectors.values() if one.life in lives))
+        left = [
+            ticket
+            for ticket, (of, _, life) in self.tickets.items()
+            if of == cohort.id and ticket not in taken and (ticket in self.begun or life in lives)
+        ]
+        assert left, "nobody is left who can report"
+
+    def unknown(self, cohort: Cohort) -> bool:
+        """Whether the coordinator was restarted, and a selector that might tell it of its clients was lost with it."""
+        return not cohort.id.startswith(f"{self.rules.life}-") and not cohort.shares.keys() <= cohort.members.keys()
 
     def record_all(self) -> None:
         """The object store and the log have everything."""
@@ -521,7 +559,7 @@ class Machine(RuleBasedStateMachine):
         """A selector does one thing."""
         getattr(self.world, what)(name)
 
-    @rule(number=_NUMBER, name=_NAME, what=st.sampled_from(["report", "turn"]))
+    @rule(number=_NUMBER, name=_NAME, what=st.sampled_from(["fetch", "report", "turn"]))
     def client(self, number: int, name: str, what: str) -> None:
         """A client sends one of the last updates, to any selector."""
         if tickets := list(self.world.tickets)[-12:]:
@@ -583,7 +621,7 @@ TestMachine.settings = settings(max_examples=100, stateful_step_count=40, deadli
 _SMOOTH = ["proceed"] * 6 + ["conclude", "record_all"] * 3
 _SINGLE = ["tell", "ask", "obey", "arrive", "turn", "turn", "deliver", "deliver", "merge", "merge", "store", "record"]
 _OTHER = ["pass_time", "stand_still", "lose", "hear_of_sum", "complain", "report", "proceed_slowly", "proceed_slowly"]
-_FAULTS = ["kill_selector", "kill_coordinator", "lose_touch"]
+_FAULTS = ["fetch", "kill_selector", "kill_coordinator", "lose_touch"]
 
 
 @settings(max_examples=500, deadline=None)
@@ -612,7 +650,7 @@ def _act(world: World, action: str, chance: Random) -> None:
     }
     if action in arguments:
         arguments[action]()
-    elif action in ("report", "turn"):
+    elif action in ("fetch", "report", "turn"):
         if tickets := list(world.tickets)[-6:]:
             getattr(world, action)(tickets[number % len(tickets)], name)
     elif action in ("tell", "ask", "obey", "hear_of_sum", "kill_selector", "lose_touch"):

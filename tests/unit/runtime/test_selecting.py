@@ -310,3 +310,50 @@ async def test_an_update_that_is_being_added_is_owed(selecting: Selecting, monke
         await asyncio.gather(counting, collecting)
     assert handed == ["t"] and cohort.held().closed and cohort.held().reported == 1
     assert selecting._changed.is_set(), "the coordinator is told"
+
+
+def told(one: Selecting) -> int | None:
+    """How many of its clients have begun, as it says; None when it has nothing new to say."""
+    if not one._changed.is_set():
+        return None
+    one._changed.clear()
+    assert one.cohort is not None
+    return one.cohort.held().begun
+
+
+async def test_who_has_the_model_is_told_once(selecting: Selecting) -> None:
+    """Those who were selected here, of the weights that their round begins with."""
+    clients = [await waiting(selecting, who) for who in (A, Waiting("org", "b"))]
+    await obeys(selecting, orders(selecting, share=2))
+    await asyncio.gather(*clients)
+    assert told(selecting) == 0
+    for sha256, who in ((BASE.sha256, Waiting("another", "a")), ("d" * 64, A)):
+        selecting.has_sent(sha256, who)
+        assert told(selecting) is None
+    selecting.has_sent(BASE.sha256, A)
+    assert told(selecting) == 1
+    selecting.has_sent(BASE.sha256, A)
+    assert told(selecting) is None
+    await reports(selecting, "t")
+    assert selecting.cohort is not None and selecting.cohort.held().begun == 1, "who reports had begun before"
+    await obeys(selecting, orders(selecting, cohort="next", share=0))
+    selecting.has_sent(BASE.sha256, A)
+    assert told(selecting) == 0, "nobody has begun with the next one"
+
+
+async def test_who_reports_has_the_model_wherever_it_is_from(selecting: Selecting) -> None:
+    """But who was selected by another selector is of that one's number."""
+    client = await waiting(selecting, A)
+    await obeys(selecting, orders(selecting, share=1))
+    await client
+    await reports(selecting, "t")
+    assert selecting.cohort is not None and selecting.cohort.held().begun == 1
+    await reports(selecting, "of another")
+    assert selecting.cohort.held().begun == 1
+
+
+async def test_how_many_had_begun_elsewhere_is_told_back(selecting: Selecting) -> None:
+    """A coordinator that does not remember whom it lost must not wait for them."""
+    for left in (3, 1):
+        await obeys(selecting, orders(selecting, share=0, shares={"lost": left}))
+        assert selecting.cohort is not None and selecting.cohort.held().shares == {"lost": left}

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from fedota.runtime.places import Memory, Spooled, put
+from fedota.runtime import uploads
+from fedota.runtime.places import Memory, Spooled, put, room
 from fedota.runtime.protocol import HEADER_SLACK
-from fedota.runtime.selector import spool, uploads
+from fedota.runtime.selector import spool
 from fedota.runtime.selector.spool import MOST_UPLOADS, Spool
-from fedota.runtime.selector.uploads import Upload, Uploads
+from fedota.runtime.uploads import Upload, Uploads
 
 
 @pytest.mark.parametrize(("model", "count"), [(1, MOST_UPLOADS), (4_000_000, 8), (40_000_000, 1), (10**12, 1)])
@@ -47,6 +48,23 @@ async def test_who_goes_away_while_it_waits_takes_no_memory(tmp_path: Path) -> N
     waiting.cancel()
     await asyncio.wait({waiting})
     made.release(first)
+    assert isinstance(await made.place(), Memory)
+
+
+async def test_without_memory_an_update_goes_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And later ones find it again, once the machine has some."""
+    made = Spool(40_000_000, tmp_path)
+
+    def none_left(size: int) -> memoryview:
+        if size == made.size:
+            raise MemoryError
+        return room(size)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(spool, "room", none_left)
+        file = await made.place()
+    assert isinstance(file, Spooled)
+    made.release(file)
     assert isinstance(await made.place(), Memory)
 
 

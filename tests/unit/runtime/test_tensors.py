@@ -1,6 +1,8 @@
 """safetensors, read in place."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedota.errors import FedotaError
+from fedota.runtime import tensors
 from fedota.runtime.places import Memory
 from fedota.runtime.protocol import HEADER_SLACK
 from fedota.runtime.tensors import DTYPES, described, layout_in, layout_of, mismatch, read_layout
@@ -112,3 +115,27 @@ def test_a_header_far_longer_than_the_models_is_not_read() -> None:
     header = json.dumps(spaced).encode()
     longer = len(header).to_bytes(8, "little") + header + body[len(like.header) :]
     assert mismatch(like, {t.name: (t.dtype, t.shape) for t in layout_of(memoryview(longer), like).tensors}) is None
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EMFILE])
+def test_a_full_disk_is_no_fault_of_the_bodys(monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    """It is asked for again, in a sentence."""
+
+    def full(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "mkdir", full)
+    with pytest.raises(FedotaError, match="There is no room for the body's header") as raised:
+        layout_of(memoryview(safetensors.numpy.save(MODEL)))
+    assert (raised.value.problem.code, raised.value.problem.retry_after) == ("unavailable", 5)
+
+
+def test_a_file_that_cannot_be_opened_is_not_called_malformed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client whose update is refused for good would stop."""
+
+    def none_left(*_: object, **__: object) -> None:
+        raise FileNotFoundError("No such file or directory")  # so the package says also when there are too many open
+
+    monkeypatch.setattr(tensors, "safe_open", none_left)
+    with pytest.raises(OSError, match="No such file"):
+        layout_of(memoryview(safetensors.numpy.save(MODEL)))

@@ -2,27 +2,33 @@
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import aiohttp
+import msgspec
 import numpy as np
 import pytest
 import safetensors.numpy
 from aiohttp import web
 
 from fedota.contracts.runtime import CoordinatorSettings, Presigned, PresignRequest, Report, Reported, Resume
+from fedota.errors import FedotaError
 from fedota.events.problems import ModelFile, Plan
 from fedota.process import serving
 from fedota.runtime.bodies import send_file
+from fedota.runtime.coordinator import rounds
 from fedota.runtime.coordinator import training as module
 from fedota.runtime.coordinator.collector import Collector
 from fedota.runtime.coordinator.objects import Objects
 from fedota.runtime.coordinator.platform import Platform
-from fedota.runtime.coordinator.state import Rules
+from fedota.runtime.coordinator.state import Cohort, Member, Rules, Spoiled, Tick
+from fedota.runtime.coordinator.storing import DamagedError
 from fedota.runtime.coordinator.training import Training
+from fedota.runtime.places import whole
 from fedota.runtime.protocol import Meta
 from fedota.runtime.tensors import layout_of
 
@@ -38,13 +44,19 @@ class Ground:
         self.url = ""
         self.ranges: list[str] = []
         self.asked: asyncio.Queue[asyncio.Future[list[str]]] = asyncio.Queue()  # who was revoked
+        self.refusal: FedotaError | None = None
+        self.resumed = asyncio.Event()  # that is asked again
+        self.resuming: asyncio.Future[Resume] | None = None  # the answer then
         self._stored = directory / "stored"
         self._stored.write_bytes(MODEL)
 
     async def resume(self, run: int) -> Resume:
-        """Nothing was recorded."""
+        """Nothing was recorded, when it is asked first."""
         assert run == 1
-        return Resume()
+        if self.resuming is None:
+            return Resume()
+        self.resumed.set()
+        return await self.resuming
 
     async def presign(self, request: PresignRequest) -> Presigned:
         """An address here."""
@@ -57,6 +69,8 @@ class Ground:
 
     async def report(self, report: Report) -> Reported:
         """Record it. By now an organization was revoked."""
+        if self.refusal:
+            raise self.refusal
         return Reported(position=report.update.report, revoked=["org"])
 
     async def revoked(self) -> list[str]:
@@ -140,10 +154,93 @@ async def test_half_a_sum_in_the_total_ends_the_coordinator(
 
     training = await loaded(ground, tmp_path)
     collector = Collector(layout_of(memoryview(MODEL)), tmp_path)
-    monkeypatch.setattr(training, "_collector", ("collection", collector))
+    monkeypatch.setattr(Training, "collector", collector)
     monkeypatch.setattr(training, "require_wanted", lambda _: collector)
     monkeypatch.setattr(collector, "_merge", fail)
-    with pytest.raises(error), collector.place() as place:
-        await training.take(Meta(cohort="c", life="a", collection="collection", accepted=[]), place)
+    with pytest.raises(error):
+        await training.take(Meta(cohort="c", life="a", collection="collection", accepted=[]), collector.place())
     with pytest.raises(RuntimeError, match="as a whole"):
         await asyncio.wait_for(training.conclude(), 5)
+
+
+async def test_half_a_sum_in_a_total_that_was_given_up_harms_nobody(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its collection ended while the sum was added: nothing will come of that total."""
+    training = await loaded(ground, tmp_path)
+    collector = Collector(layout_of(memoryview(MODEL)), tmp_path)
+    monkeypatch.setattr(training, "_collector", ("collection", collector))
+    collector.damaged = True
+    training._due.set()
+    concluding = asyncio.create_task(training.conclude())
+    while training._due.is_set():  # noqa: ASYNC110 - in the step that clears it, it looks
+        await asyncio.sleep(0)
+    assert not concluding.done()
+    concluding.cancel()
+    with suppress(asyncio.CancelledError):
+        await concluding
+
+
+def an_attempt_ends(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No selector came, and then no client; this is reported, so the journal would have it."""
+    for _ in range(2):
+        later = rounds.wakes(training.state) + 1
+        with monkeypatch.context() as then:
+            then.setattr(time, "time", lambda: later)  # noqa: B023 - it is called at once
+            training.happened(Tick())
+
+
+async def test_the_journal_of_a_refused_report_does_not_come_back(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the log is asked whether it went on without this coordinator: the next one would believe the journal."""
+    training = await loaded(ground, tmp_path)
+    an_attempt_ends(training, monkeypatch)
+    assert (tmp_path / "journal.json").exists()
+    ground.refusal = FedotaError("report_refused", "It does not follow.")
+    ground.resuming = asyncio.get_running_loop().create_future()
+    reporting = asyncio.create_task(training.report())
+    await ground.resumed.wait()
+    assert not (tmp_path / "journal.json").exists()
+    an_attempt_ends(training, monkeypatch)
+    ground.resuming.set_result(Resume(report=7, attempt=3))
+    with pytest.raises(FedotaError, match="It does not follow"):
+        await asyncio.wait_for(reporting, 5)
+    assert not (tmp_path / "journal.json").exists()
+
+
+async def test_the_journal_of_a_damaged_checkpoint_does_not_come_back(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the process has ended."""
+
+    async def fail() -> None:
+        raise DamagedError
+
+    training = await loaded(ground, tmp_path)
+    monkeypatch.setattr(training._storing, "run", fail)
+    an_attempt_ends(training, monkeypatch)
+    with pytest.raises(DamagedError):
+        await training.store()
+    an_attempt_ends(training, monkeypatch)
+    assert not (tmp_path / "journal.json").exists()
+
+
+async def test_of_sums_that_nobody_waits_for_nothing_is_kept(ground: Ground, tmp_path: Path) -> None:
+    """Not of a life that was lost, nor of any when the cohort is opened again or given up."""
+    training = await loaded(ground, tmp_path)
+    members = {life: Member(name=life) for life in "ab"}
+    later = time.time() + 1000
+    cohort = Cohort(id="c", deadline=later, members=members, collections=1)
+    training.state = msgspec.structs.replace(training.state, phase="collecting", until=later, cohort=cohort)
+    collector = training.collector
+    assert collector is not None
+    for life in "ab":
+        collector.parts.keep(life, whole(memoryview(b"some of it")))
+    training.happened(Spoiled(life="a", cohort="c"))
+    assert training.collector is collector
+    assert (collector.parts.received("a"), collector.parts.received("b")) == (0, 10)
+    training.happened(Spoiled(life="b", cohort="c"))
+    assert collector.parts.received("b") == 0
+    with pytest.raises(FedotaError, match="round_over"):
+        await collector.take(Meta(cohort="c", life="b", collection="", accepted=[]), collector.place())
