@@ -20,6 +20,7 @@ from fedota.runtime.tensors import layout_of
 Say = Callable[[str], None]
 R = TypeVar("R")
 _AGAIN: Final = frozenset({"unavailable", "internal_error", "timeout", "offset_mismatch"})  # worth asking again
+_CLOSELY: Final = 60.0  # seconds in which a second damaged model has to do with the first one
 _MISSED: Final = frozenset({"round_over", "ticket_refused", "not_found"})  # the round goes on without us
 
 
@@ -49,7 +50,8 @@ class _Client:
         self._train = train
         self._data = data
         self._patience = patience
-        self._damaged_since: float | None = None
+        self._damaged_since = 0.0
+        self._damaged_until = 0.0  # a damaged model whose fetching begins later has nothing to do with the earlier ones
         self._kept: Kept | None = None
         self._begun = False  # whether the kept update, or a part of it, may have arrived somewhere
         self._arrived = False
@@ -108,13 +110,17 @@ class _Client:
 
     async def _made(self, selected: Selected) -> Kept:
         """Fetch the model and train on it."""
-        number, until = selected.round, monotonic() + selected.seconds
+        number, began = selected.round, monotonic()
+        until = began + selected.seconds
         self._say(f"round {number}: selected, fetching the model ({_size(selected.model.size)})")
         body = await self._selectors.fetch(selected.model)
         if (await asyncio.to_thread(hashlib.sha256, body)).hexdigest() != selected.model.sha256:
-            await self._turn_away()
-        self._damaged_since = None
-        layout = await asyncio.to_thread(layout_of, body)
+            await self._turn_away(began)
+        self._damaged_until = 0.0
+        try:
+            layout = await asyncio.to_thread(layout_of, body)
+        except FedotaError as error:
+            raise ClientError(f"The model cannot be read here. {error.problem.detail or error.problem.title}") from None
         self._say(f"round {number}: training on your data ...")
         began = monotonic()
         config = {"round": number, **selected.config}
@@ -124,9 +130,13 @@ class _Client:
         )
         return Kept(selected, update, until)
 
-    async def _turn_away(self) -> NoReturn:
-        """The model came damaged: the next selector may do better, and none of them is asked for it without a pause."""
-        self._damaged_since = self._damaged_since or monotonic()
+    async def _turn_away(self, began: float) -> NoReturn:
+        """The model came damaged: the next selector may do better, and none of them is asked for it without a pause.
+
+        Only what follows closely counts: nobody knows how it was while we trained, or were not selected.
+        """
+        if began > self._damaged_until:
+            self._damaged_since = monotonic()
         damaged = monotonic() - self._damaged_since
         if damaged > self._patience:
             raise ClientError(
@@ -135,6 +145,7 @@ class _Client:
             )
         self._selectors.turn()
         await self._selectors.pause(max(1.0, damaged / 2))
+        self._damaged_until = monotonic() + _CLOSELY
         raise NoAnswerError("the model came damaged")
 
     async def _send(self) -> None:

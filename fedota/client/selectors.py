@@ -4,8 +4,9 @@ import asyncio
 import random
 import secrets
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from time import monotonic
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -18,7 +19,7 @@ from fedota.client.train import Update
 from fedota.contracts.kit import Kit
 from fedota.errors import FedotaError, Problem
 from fedota.runtime.bodies import Parts, read_reply
-from fedota.runtime.places import Memory, room
+from fedota.runtime.places import Memory
 from fedota.runtime.protocol import (
     CHECK_IN,
     CLIENT,
@@ -32,12 +33,14 @@ from fedota.runtime.protocol import (
     CheckedIn,
     ModelRef,
 )
+from fedota.runtime.rooms import Rooms
 from fedota.tls import client_context
 
 _POLL: Final = aiohttp.ClientTimeout(total=90, sock_connect=10)
 _SHORT: Final = aiohttp.ClientTimeout(total=30, sock_connect=10)
 _FETCH: Final = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
 _LARGE: Final = 1 << 16  # bytes of a body that are more than another round trip
+_ASKED: Final = 45.0  # seconds in which a selector asks for a body: more than one waits there for its turn
 _LATE: Final = 60.0  # seconds past a round's end that an answer to an update is still awaited
 _FIRST_DELAY: Final = 0.2
 _LONGEST_DELAY: Final = 15.0
@@ -46,6 +49,10 @@ _decode_answer: Final[Callable[[bytes], CheckedIn]] = msgspec.json.Decoder(Check
 
 class NoAnswerError(Exception):
     """The selector that was asked did not answer; the next request goes to another one."""
+
+
+class _NeverAskedError(Exception):
+    """What lies on the way to the selector does not let it ask for a body (RFC 9110, 10.1.1)."""
 
 
 class Selectors:
@@ -59,6 +66,8 @@ class Selectors:
         self._silent_since: float | None = None
         self._delay = 0.0
         self._broken = False  # whether the last connection to the present selector broke
+        self._rooms = Rooms()  # a model that `train` has kept a part of stays as it is
+        self._unasked: dict[str, bool] = {}  # who gets updates without asking; True when it cannot ask, as we know
 
     @classmethod
     @asynccontextmanager
@@ -90,7 +99,7 @@ class Selectors:
 
     async def fetch(self, model: ModelRef) -> memoryview:
         """The weights, as yet unchecked. What came before a connection broke is not asked for again."""
-        place = Memory(room(model.size))
+        place = Memory(self._rooms.room(model.size))
         while True:
             before = place.received
             try:
@@ -134,10 +143,38 @@ class Selectors:
         if offset:
             headers |= {OFFSET: str(offset), WHOLE: str(update.size)}
         timeout = aiohttp.ClientTimeout(total=max(_LATE, seconds), sock_connect=10)
-        method, body = "PATCH" if offset else "POST", Parts(update.parts, offset)
-        # a selector asks for the body when it has a place for it: nothing is sent in vain
-        waits = update.size >= _LARGE
-        await self._ask(method, UPDATES, headers=headers, timeout=timeout, data=body, expect100=waits)
+        send = partial(self._ask, "PATCH" if offset else "POST", UPDATES, headers=headers, timeout=timeout)
+        url = self._urls[0]
+        try:
+            # a selector asks for the body when it has a place for it: nothing is sent in vain
+            if update.size >= _LARGE and url not in self._unasked:
+                await self._send_when_asked(send, update, offset)
+                return
+        except _NeverAskedError:
+            self._unasked[url] = True
+        await send(data=Parts(update.parts, offset))
+        if not self._unasked.get(url, True):
+            del self._unasked[url]
+
+    async def _send_when_asked(self, send: Callable[..., Awaitable[bytes]], update: Update, offset: int) -> None:
+        """Raises `NoAnswerError` when nobody asks: the selector is gone, or what it says does not get here.
+
+        Which of the two it was is not known. So the next one is sent unasked, and when that arrives we wait again.
+        """
+        url = self._urls[0]
+        try:
+            async with asyncio.timeout(_ASKED) as asked:
+                await send(data=Parts(update.parts, offset, begins=lambda: asked.reschedule(None)), expect100=True)
+        except TimeoutError:
+            self._unasked[url] = False
+            why = f"{url} did not ask for the update within {_ASKED:.0f} seconds"
+            self._failed(why, gone=True)
+            raise NoAnswerError(why) from None
+        except FedotaError as error:
+            # it asked, waited and gave up, and nothing of that but the last got here
+            if error.problem.code == "timeout" and asked.when() is not None:
+                raise _NeverAskedError from None
+            raise
 
     async def _offset(self, ticket: str) -> int:
         """How much of the update the selector has; 0 also where it takes no more of it, which sending will tell."""
@@ -168,6 +205,8 @@ class Selectors:
         try:
             sent = {**self._headers, **(headers or {})}
             async with self._http.request(method, url, headers=sent, allow_redirects=False, **arguments) as reply:
+                if reply.status == 417 and arguments.get("expect100"):
+                    raise _NeverAskedError
                 if reply.status >= 300 and reply.content_type != "application/problem+json":
                     raise NoAnswerError(f"{url} answered with {reply.status}")  # something else stands there
                 yield reply

@@ -1,9 +1,13 @@
 """A client and selectors that do not do as they should."""
 
 import asyncio
+import errno
+import hashlib
+import os
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -12,7 +16,7 @@ from fedota.client.errors import ClientError
 from fedota.client.train import Model
 from fedota.contracts.kit import Kit
 from fedota.process import serving
-from fedota.runtime.protocol import CHECK_IN, MODELS, Finished, ModelRef, Selected
+from fedota.runtime.protocol import CHECK_IN, MODELS, ComeBack, Finished, ModelRef, Selected
 from fedota.runtime.web import json_response
 
 MODEL = ModelRef(sha256="a" * 64, size=100)
@@ -20,10 +24,12 @@ SELECTED = Selected(ticket="t", round=1, attempt=1, model=MODEL, config={}, seco
 
 
 class Damaged:
-    """Selectors of which the first one that is asked has a model that is not what it says."""
+    """Selectors of which the first one that is asked has a model that is not what it says, `times` at most."""
 
-    def __init__(self) -> None:
+    def __init__(self, times: int = 10**9) -> None:
         self.fetched = 0
+        self.pause = 0.0  # seconds, once the first of them came
+        self._times = times
         self._first = ""
 
     def app(self) -> web.Application:
@@ -35,7 +41,11 @@ class Damaged:
 
     async def _check_in(self, request: web.Request) -> web.Response:
         self._first = self._first or request.host
-        return json_response(SELECTED if request.host == self._first else Finished(reason="The training is finished."))
+        if self.fetched == 1 and (pause := self.pause):
+            self.pause = 0.0
+            return json_response(ComeBack(seconds=pause, update="none"))
+        finished = request.host != self._first or self.fetched == self._times
+        return json_response(Finished(reason="The training is finished.") if finished else SELECTED)
 
     async def _model(self, _: web.Request) -> web.Response:
         self.fetched += 1
@@ -79,3 +89,36 @@ async def test_another_selector_may_have_it_whole(tmp_path: Path) -> None:
     ):
         await module.run(kit(one, other), train, tmp_path)
     assert damaged.fetched == 1
+
+
+async def test_damages_far_from_each_other_are_not_counted_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between them the client may have waited for an hour to be selected; the model may have been whole meanwhile."""
+    monkeypatch.setattr(module, "_CLOSELY", 0.1)
+    damaged = Damaged(times=2)
+    damaged.pause = 1.0
+    async with asyncio.timeout(20), serving(damaged.app(), "127.0.0.1", 0) as url:
+        await module.run(kit(url), train, tmp_path, patience=1.5)
+    assert damaged.fetched == 2
+
+
+async def test_a_full_disk_of_the_clients_is_told_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fetching the model over and over would not help."""
+
+    class Whole(Damaged):
+        """One whose model is what it says."""
+
+        async def _check_in(self, _: web.Request) -> web.Response:
+            model = ModelRef(sha256=hashlib.sha256(bytes(MODEL.size)).hexdigest(), size=MODEL.size)
+            return json_response(msgspec.structs.replace(SELECTED, model=model))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    whole = Whole()
+    async with asyncio.timeout(20), serving(whole.app(), "127.0.0.1", 0) as url:
+        monkeypatch.setattr(os, "mkdir", full)
+        with pytest.raises(ClientError, match=r"cannot be read here.*No space left on device"):
+            await module.run(kit(url), train, tmp_path)
+    assert whole.fetched == 1
