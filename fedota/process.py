@@ -23,6 +23,9 @@ from fedota.tls import origin, renewed, server_context
 
 Check = Callable[[], Awaitable[object]]
 _CHECK_SECONDS: Final = 2.0
+# Seconds that a connection may stand without a whole request, from its beginning or its last answer on. Each holds a
+# descriptor, and aiohttp would hold a stranger's for an hour. Proxies use theirs again for a minute: it is longer.
+_IDLE: Final = 75.0
 _BACKLOG: Final = 4096  # connections: after a restart everybody comes at once, and who finds no place waits a second
 _log = structlog.get_logger(__name__)
 
@@ -34,6 +37,7 @@ class Service:
         self.name = name
         self.registry = prometheus_client.CollectorRegistry()
         self.broken = asyncio.Event()
+        self.failure: BaseException | None = None  # which it is broken by
         self._checks: dict[str, Check] = {}
 
     def add_check(self, name: str, check: Check) -> None:
@@ -64,6 +68,7 @@ class Service:
             if not done.cancelled() and (error := done.exception()):
                 _log.critical("background work failed", work=name, exc_info=error)
                 if vital:
+                    self.failure = self.failure or error
                     self.broken.set()
 
         task.add_done_callback(report)
@@ -126,6 +131,10 @@ async def _metrics(request: web.Request) -> web.Response:
     return web.Response(body=text, headers={"Content-Type": prometheus_client.CONTENT_TYPE_LATEST})
 
 
+class _BrokenError(Exception):
+    """Vital work failed. Where in the program that was, was logged then."""
+
+
 def run(
     create_app: Callable[[], web.Application],
     listening: Listening,
@@ -139,7 +148,8 @@ def run(
 
     The words of `mistakes` say what to do, to whoever runs it: where in the program they were noticed is not logged.
 
-    Once it answers, `ready.json` is in `directory`. With `follow_parent` it also ends when standard input does: a
+    Once it answers, `ready.json` is in `directory`; whether it is ready, and else why not, `/readyz` says: resources
+    that take long come up behind it, the others before. With `follow_parent` it also ends when standard input does: a
     launcher that was killed with -9 leaves nobody behind.
     """
     try:
@@ -147,7 +157,7 @@ def run(
     except asyncio.CancelledError:
         _log.info("stopped before it was ready")
     except Exception as error:
-        trace = None if isinstance(error, mistakes) else error
+        trace = None if isinstance(error, (*mistakes, _BrokenError)) else error
         _log.critical("could not run", error=str(error) or type(error).__name__, exc_info=trace)
         sys.exit(1)
 
@@ -176,11 +186,11 @@ async def _serve(
         gc.collect()
         gc.freeze()  # what is here now stays: each look through all of it would stop everything for 50 ms
         _announce(directory, url)
-        _log.info("ready", url=url)
+        _log.info("listening", url=url)
         await _first(stop, app[SERVICE].broken)
         _log.info("stopping")
     if not stop.is_set():
-        raise RuntimeError("work that this process cannot do without has failed")
+        raise _BrokenError(f"work that this process cannot do without has failed: {app[SERVICE].failure}")
 
 
 async def _first(*events: asyncio.Event) -> None:
@@ -224,7 +234,7 @@ async def serving_at(listening: Listening, app: web.Application, **server: Any) 
             path = Path(listening.certificate)
             context = server_context(path)
             await stack.enter_async_context(renewed(context, path))
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=2, **server)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=2, **{"keepalive_timeout": _IDLE, **server})
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await web.TCPSite(runner, listening.host, listening.port, ssl_context=context, backlog=_BACKLOG).start()

@@ -1,7 +1,8 @@
 """What coordinators and selectors are told at launch, and what a coordinator asks the platform by NATS.
 
 Each launched process reads one JSON file, `settings.json` in its own directory (mode 0600), and, once it answers,
-writes `ready.json` beside it (`Ready`). Its standard input is a pipe from the launcher: end of file means stop.
+writes `ready.json` beside it (`Ready`). It can be used when it answers `/readyz` with 200; until then it says there,
+by 503, what it is doing or what it lacks. Its standard input is a pipe from the launcher: end of file means stop.
 """
 
 from typing import Final, Literal

@@ -3,7 +3,9 @@
 import asyncio
 import ssl
 import sys
+from collections import deque
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic, time
 from typing import Any, Final, NamedTuple, TypeVar
@@ -25,6 +27,9 @@ Settings = CoordinatorSettings | SelectorSettings
 T = TypeVar("T")
 _POLL: Final = 0.05  # seconds
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=2)
+_MOST_SAID: Final = 1 << 16  # bytes of an answer that are read
+_MOST_TOLD: Final = 500  # characters of that
+_KNOWN: Final = 16  # different words of it that are remembered
 _ALL_ADDRESSES: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - who listens at all of them is asked at one
 _LIMITED: Final = ("/bin/sh", "-c", 'ulimit -c 0; ulimit -n 16384 2>/dev/null; exec "$@"', "sh")
 _log = structlog.get_logger(__name__)
@@ -33,8 +38,10 @@ _log = structlog.get_logger(__name__)
 class Pace(NamedTuple):
     """How patient the launcher is, in seconds.
 
-    A component that never answered is given up when it hangs for `ready`, or dies `deaths` times in a row. One that did
-    answer in this run is given up after `patience` without it: NATS or a service may be away for a while.
+    A process that is not ready is ended when it has said nothing new for `ready`: whoever fetches a large model says
+    how far it is, and may take long. A component that was never ready in this run is given up when it did not even
+    answer, or after `deaths` such ends in a row. One that was is given up after `patience` without it: NATS or a
+    service may be away for a while.
     """
 
     first_delay: float = 0.2
@@ -48,11 +55,26 @@ class Pace(NamedTuple):
 
 
 class End(NamedTuple):
-    """How a life of the process ended; `hung` when it ran and was not ready."""
+    """How a life of the process ended, after it had been ready or not; `hung` when it ran and did not answer.
+
+    `said` is why it was not ready then, in its own words.
+    """
 
     reason: str
-    answered: bool = False
+    was_ready: bool = False
     hung: bool = False
+    said: str = ""
+
+    @property
+    def last_words(self) -> str:
+        """To be told after the reason."""
+        return f". It last said: {self.said}" if self.said else ""
+
+
+class _Readiness(msgspec.Struct):
+    """What `/readyz` answers: each thing that is wrong, by its name."""
+
+    failing: dict[str, str] = {}
 
 
 class Program(NamedTuple):
@@ -74,7 +96,7 @@ class Program(NamedTuple):
 class Component:
     """Keeps one child process alive until cancelled, or until there is a `failure`.
 
-    `changed` is called when it answers, dies (then with its death) or is given up.
+    `changed` is called when it is ready, dies (then with its death) or is given up.
     """
 
     def __init__(
@@ -90,6 +112,7 @@ class Component:
         # its port is remembered when it has answered in this run, perhaps to an earlier life of the launcher
         self._has_answered = self._port() != 0
         self._told = not self._has_answered  # whether nobody believes any more that it answers
+        self._said = ""  # why it was not ready when it answered last in this life; empty when it was, or never did
 
     @property
     def name(self) -> str:
@@ -102,28 +125,28 @@ class Component:
         while True:
             began = monotonic()
             end = await self._live()
-            if end.answered:
+            if end.was_ready:
                 unanswered, lost = 0, monotonic()
             else:
                 unanswered += 1
             if self._is_hopeless(end, unanswered, monotonic() - lost):
                 self._give_up(end, unanswered)
                 return
-            if end.answered and monotonic() - began > self._pace.longest_delay:
+            if end.was_ready and monotonic() - began > self._pace.longest_delay:
                 delay = self._pace.first_delay
             await asyncio.sleep(delay)
             delay = min(2 * delay, self._pace.longest_delay)
 
     def _is_hopeless(self, end: End, unanswered: int, seconds: float) -> bool:
-        if end.answered:
+        if end.was_ready:
             return False
         if self._has_answered:
             return seconds > self._pace.patience
         return end.hung or unanswered >= self._pace.deaths
 
     def _give_up(self, end: End, unanswered: int) -> None:
-        times = f" ({unanswered} times in a row without an answer)" if unanswered > 1 else ""
-        self.failure = Failure(reason=f"{self.name} {end.reason}{times}", log=self._log())
+        times = f" ({unanswered} times in a row, never ready)" if unanswered > 1 else ""
+        self.failure = Failure(reason=f"{self.name} {end.reason}{times}{end.last_words}", log=self._log())
         self._changed(None)
 
     async def _live(self) -> End:
@@ -139,7 +162,7 @@ class Component:
             end = End(f"could not be run ({error})")
         if not self._told:
             self._told = True
-            self._changed(self._death(end.reason))
+            self._changed(self._death(end.reason + end.last_words))
         return end
 
     def _death(self, reason: str) -> Death:
@@ -161,19 +184,22 @@ class Component:
         return memory.port if memory and memory.run == self._program.run else 0
 
     async def _watch(self, process: Guarded) -> End:
-        """Until the process ends, or does not answer for too long."""
+        """Until the process ends, or is not ready for too long."""
+        self._said = ""
         exited = asyncio.ensure_future(process.wait())
         try:
-            url = await _unless(exited, self._answer(), self._pace.ready)
+            url = await _unless(exited, self._readiness())
             if url:
                 self._answers(url)
                 await _unless(exited, self._fall_ill(url))
-            if exited.done():
-                return End(in_words(exited.result()), answered=bool(url))
-            silent = "was not ready any more for" if url else "did not become ready within"
-            return End(f"{silent} {self._pace.ready:g} seconds", answered=bool(url), hung=True)
+            reason = in_words(exited.result()) if exited.done() else self._stuck(was_ready=bool(url))
+            return End(reason, was_ready=bool(url), hung=not exited.done() and not self._said, said=self._said)
         finally:
             exited.cancel()
+
+    def _stuck(self, *, was_ready: bool) -> str:
+        never = "was not ready and said nothing new" if self._said else "did not answer"
+        return f"{'was not ready any more' if was_ready else never} for {self._pace.ready:g} seconds"
 
     def _answers(self, url: str) -> None:
         """From now on this is the component's address; before anybody is told, it is remembered."""
@@ -182,12 +208,20 @@ class Component:
         self.url = url
         self._changed(None)
 
-    async def _answer(self) -> str:
-        """The address, once the process answers there."""
-        while True:
+    async def _readiness(self) -> str:
+        """The address, once the process is ready there; empty when it says nothing new for too long.
+
+        Words that come again are not new: whoever fails in two ways by turns gets no further.
+        """
+        heard, news = deque([self._said], _KNOWN), monotonic()
+        while monotonic() - news < self._pace.ready:
             if (url := self._announced()) and await self._is_ready(url):
                 return url
+            if self._said not in heard:
+                heard.append(self._said)
+                news = monotonic()
             await asyncio.sleep(_POLL)
+        return ""
 
     def _announced(self) -> str | None:
         try:
@@ -205,11 +239,15 @@ class Component:
                 well = monotonic()
 
     async def _is_ready(self, url: str) -> bool:
-        """Asked where it listens: the address that others have for it may lead past this machine."""
+        """Whether it answers, and that it is; else what it `said` is kept.
+
+        Asked where it listens: the address that others have for it may lead past this machine.
+        """
         try:
             async with self._http.get(
                 f"{self._here(url)}/readyz", timeout=_TIMEOUT, allow_redirects=False, ssl=self._program.trusted
             ) as response:
+                self._said = "" if response.status == 200 else await _said(response)
                 return response.status == 200
         except (aiohttp.ClientError, TimeoutError):
             return False
@@ -252,12 +290,24 @@ def in_words(code: int) -> str:
     return f"was killed by signal {-code}" if code < 0 else f"ended by itself with exit code {code}"
 
 
-async def _unless(exited: asyncio.Future[int], work: Coroutine[Any, Any, T], timeout: float | None = None) -> T | None:
-    """What `work` gives; None when the process ends before that, or `timeout` seconds pass."""
+async def _said(response: aiohttp.ClientResponse) -> str:
+    """What is wrong, in the words of whoever answered that it is not ready."""
+    try:
+        body = await response.content.readexactly(_MOST_SAID)
+    except asyncio.IncompleteReadError as short:  # the whole of it, that is
+        body = short.partial
+    with suppress(msgspec.DecodeError):
+        if failing := msgspec.json.decode(body, type=_Readiness).failing:
+            return "; ".join(failing.values())[:_MOST_TOLD]
+    return f"{response.status} {response.reason}"
+
+
+async def _unless(exited: asyncio.Future[int], work: Coroutine[Any, Any, T]) -> T | None:
+    """What `work` gives; None when the process ends before that."""
     task = asyncio.ensure_future(work)
     either: set[asyncio.Future[Any]] = {exited, task}
     try:
-        await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         return task.result() if task.done() and not exited.done() else None
     finally:
         task.cancel()

@@ -1,7 +1,7 @@
 """A coordinator or selector that does nothing but keep the launch contract, or break it as it is told.
 
 `behaviour` in the plan's client config tells a coordinator, a file of that name in its directory tells any: `hang` (run
-and never answer) or `die` (end at once).
+and never answer), `die` (end at once) or `wait` (answer that it is not ready).
 """
 
 import json
@@ -17,13 +17,16 @@ from typing import Any
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers 200 to everything, unless a file `ill` is there."""
+    """Answers 200 to everything; while a file `ill` is there, 503 with what is in it."""
 
     def do_GET(self) -> None:
         """The only method that a launcher uses."""
-        self.send_response(503 if Path("ill").exists() else 200)
-        self.send_header("Content-Length", "0")
+        ill = Path("ill")
+        status, body = (503, ill.read_bytes()) if ill.exists() else (200, b"")
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
         """Nothing: what is in the log is compared by tests."""
@@ -41,6 +44,10 @@ def main() -> None:
         case "die":
             _log("made-up words of one that dies")
             sys.exit(3)
+        case "wait":
+            _log("made-up words of one that waits")
+            Path("ill").write_text(json.dumps({"failing": {"made-up": "it waits for what never comes"}}))
+            serve(settings["host"], settings["port"])
         case _:
             serve(settings["host"], settings["port"])
 
