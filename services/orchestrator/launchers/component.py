@@ -57,7 +57,7 @@ class Pace(NamedTuple):
 class End(NamedTuple):
     """How a life of the process ended, after it had been ready or not; `hung` when it ran and did not answer.
 
-    `said` is why it was not ready then, in its own words.
+    `said` is why it ended or was not ready then, in its own words.
     """
 
     reason: str
@@ -91,6 +91,13 @@ class Program(NamedTuple):
     settings: Callable[[int], Settings]
     certificate: Callable[[], bytes] | None = None
     trusted: ssl.SSLContext | bool = True
+
+
+class _Line(msgspec.Struct):
+    """A line of a process's log."""
+
+    level: str = ""
+    error: str = ""
 
 
 class Component:
@@ -193,7 +200,9 @@ class Component:
                 self._answers(url)
                 await _unless(exited, self._fall_ill(url))
             reason = in_words(exited.result()) if exited.done() else self._stuck(was_ready=bool(url))
-            return End(reason, was_ready=bool(url), hung=not exited.done() and not self._said, said=self._said)
+            said = self._last_error() if exited.done() else ""
+            hung = not exited.done() and not self._said
+            return End(reason, was_ready=bool(url), hung=hung, said=said or self._said)
         finally:
             exited.cancel()
 
@@ -271,6 +280,13 @@ class Component:
                 self._certify()
         except OSError as error:
             _log.warning("a certificate could not be renewed", component=self.name, path=str(path), error=str(error))
+
+    def _last_error(self) -> str:
+        """Why it ended by itself, as the last line of its log has it; empty when that is about something else."""
+        with suppress(IndexError, msgspec.DecodeError):
+            line = msgspec.json.decode(self._log()[-1], type=_Line)
+            return line.error[:_MOST_TOLD] if line.level == "critical" else ""
+        return ""
 
     def _log(self) -> list[str]:
         return last_lines(self._program.directory / LOG)
