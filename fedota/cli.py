@@ -38,20 +38,26 @@ main.add_command(people)
 @_data_dir
 @_in_words
 def up(data_dir: Path) -> None:
-    """Start the platform in the background, on embedded servers."""
+    """Start the platform in the background.
+
+    It brings its own PostgreSQL, NATS and S3 servers. Where it runs already, this only tells how to reach it.
+    """
     from fedota.local import background
     from fedota.local.report import tell_access
 
     path = data_dir.resolve()
     progress = background.start(path, lambda name: click.echo(f"  {name} is up", err=True))
-    tell_access(path, progress.gateway_url)
+    tell_access(path, progress.gateway_url, moved_from=progress.moved_from)
 
 
 @main.command()
 @_data_dir
 @_in_words
 def down(data_dir: Path) -> None:
-    """Stop the platform; what it keeps stays for the next `fedota up`."""
+    """Stop the platform.
+
+    What it keeps stays for the next `fedota up`.
+    """
     from fedota.local import background
 
     path = data_dir.resolve()
@@ -60,12 +66,16 @@ def down(data_dir: Path) -> None:
 
 @main.command()
 @_data_dir
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr.")
 @_in_words
-def status(data_dir: Path) -> None:
-    """Show what runs and whether it is ready; exit status 1 unless all of it is."""
+def status(data_dir: Path, as_json: bool) -> None:
+    """Show what runs, and where.
+
+    Exit status 1 unless all of it is ready.
+    """
     from fedota.local.report import show_status
 
-    sys.exit(0 if show_status(data_dir.resolve()) else 1)
+    sys.exit(0 if show_status(data_dir.resolve(), as_json=as_json) else 1)
 
 
 @main.command()
@@ -78,9 +88,10 @@ def status(data_dir: Path) -> None:
 )
 @_in_words
 def migrate(data_dir: Path, check: bool, roles: Path | None) -> None:
-    """Bring the database to the newest shape (`fedota up` does so by itself).
+    """Bring the database to its newest shape.
 
-    It is that of --data-dir where you give it, else the one that FEDOTA_DATABASE_URL names, else your own.
+    `fedota up` does so by itself. The database is that of --data-dir where you give it, else the one that
+    FEDOTA_DATABASE_URL names, else your own.
     """
     from fedota.local.migrate_command import nothing_pending, run_migrate
 
@@ -92,10 +103,16 @@ def migrate(data_dir: Path, check: bool, roles: Path | None) -> None:
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr.")
-@click.option("--keep", is_flag=True, help="Leave the platform running afterwards.")
+@click.option(
+    "--keep", is_flag=True, help="Leave the platform running afterwards; what to do with it is said at the end."
+)
 @_in_words
 def demo(as_json: bool, keep: bool) -> None:
-    """Play the whole story: three hospitals train one model together, with real parts, on this machine."""
+    """Play the whole story on this machine.
+
+    Three hospitals train one model together, with real parts, on a platform of its own in a temporary directory.
+    Nothing of it stays unless it fails, or with --keep.
+    """
     from fedota.local.demo.command import run_demo
 
     directory = Path(tempfile.mkdtemp(prefix="fedota-demo-"))

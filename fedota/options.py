@@ -26,7 +26,7 @@ data_dir_option = click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
     default=lambda: _default_data_dir(),
-    show_default="a directory of yours",
+    show_default=platformdirs.user_data_dir("fedota"),
     help="Where the platform keeps everything.",
 )
 

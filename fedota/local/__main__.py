@@ -33,7 +33,7 @@ async def supervise(path: Path) -> None:
         write_progress(path, progress)
         try:
             async with running(path, load(External), tell) as platform:
-                progress.gateway_url = platform.gateway_url
+                progress.gateway_url, progress.moved_from = platform.gateway_url, platform.moved_from
                 write_progress(path, progress)
                 _log.info("ready", url=platform.gateway_url)
                 try:

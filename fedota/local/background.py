@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from fedota.kernel.files import last_lines, write_private
-from fedota.local.state import LocalError, held, is_held, own_directory
+from fedota.local.state import LocalError, command, held, is_held, is_ours, own_directory
 
 _FILE: Final = "platform.json"
 LOG: Final = "platform.log"
@@ -22,11 +22,15 @@ _STOP: Final = 60.0  # seconds
 
 
 class Progress(msgspec.Struct, kw_only=True):
-    """What a supervisor says of itself: what has come up, then where people go, or why it could not start."""
+    """What a supervisor says of itself: what has come up, then where people go, or why it could not start.
+
+    `moved_from` is the gateway's port before this start where another program has that now, else 0.
+    """
 
     pid: int
     up: list[str] = []
     gateway_url: str = ""
+    moved_from: int = 0
     failure: str = ""
 
 
@@ -65,7 +69,7 @@ def start(path: Path, tell: Callable[[str], None]) -> Progress:
         progress = read_progress(path)
         if progress and progress.gateway_url:
             return progress
-        raise LocalError(f"A platform is just starting or stopping in {path}. Look again with `fedota status`.")
+        raise LocalError(f"A platform is just starting or stopping in {path}. Look again: {command('status', path)}")
     forget_stale_progress(path)
     supervisor = Detached(path)
     try:
@@ -76,13 +80,14 @@ def start(path: Path, tell: Callable[[str], None]) -> Progress:
 
 
 class Detached:
-    """A supervisor that goes on when this process ends."""
+    """A supervisor that goes on when this process ends; `env` is its environment (None: that of this process)."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, env: Mapping[str, str] | None = None) -> None:
         with os.fdopen(os.open(path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
             self._process = subprocess.Popen(
                 supervisor_argv(path),
                 cwd=path,
+                env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -121,6 +126,8 @@ def wait_for_start(path: Path, tell: Callable[[str], None], ended: Callable[[], 
 
 def stop(path: Path) -> bool:
     """Stop the platform and wait until nothing of it is left; False when none was running. Raises `LocalError`."""
+    if not is_ours(path):
+        raise LocalError(f"There is no platform in {path}. Say with --data-dir where it is.")
     if not is_held(path):
         return False
     progress = read_progress(path)

@@ -36,16 +36,21 @@ _TIMEOUT: Final = aiohttp.ClientTimeout(total=5)
 
 
 class Platform(NamedTuple):
-    """A platform that runs: where people reach it, and the token of each role."""
+    """A platform that runs: where people reach it, and the token of each role.
+
+    `moved_from` is the gateway's port before this start where another program has that now, else 0.
+    """
 
     gateway_url: str
     tokens: dict[str, str]
+    moved_from: int = 0
 
 
 @asynccontextmanager
 async def running(path: Path, external: External, tell: Callable[[str], None]) -> AsyncIterator[Platform]:
     """The platform in a `held` data directory, answering; `tell` hears what has come up. Raises `LocalError`."""
     data = DataDirectory(path)
+    before = data.remembered_port("gateway")
     async with embedded(data, external, tell) as servers:
         await migrate(servers.database_url, passwords(data))
         tell("database")
@@ -56,7 +61,7 @@ async def running(path: Path, external: External, tell: Callable[[str], None]) -
         async with all_kept_alive(programs, tell):
             url = await address_of(data.path, "gateway")
             assert url
-            yield Platform(url, tokens)
+            yield Platform(url, tokens, moved_from=0 if before == data.remembered_port("gateway") else before)
 
 
 def passwords(data: DataDirectory) -> dict[str, str]:
@@ -165,10 +170,10 @@ def _role_url(admin_url: str, process: str, password: str) -> str:
 
 def _tokens(data: DataDirectory) -> dict[str, str]:
     """One token a role, kept in files for their owner; the gateway is told digests only, and those of people."""
-    directory = data.sub("tokens")
-    for role in ROLES:
-        if not (directory / role).exists():
-            write_private(directory / role, f"fdt_{role}_{secrets.token_urlsafe(32)}".encode())
+    data.sub("tokens")
+    for role, token_file in token_files(data.path).items():
+        if not token_file.exists():
+            write_private(token_file, f"fdt_{role}_{secrets.token_urlsafe(32)}".encode())
     tokens = read_tokens(data.path)
     entries = [{"role": role, "sha256": hashlib.sha256(token.encode()).hexdigest()} for role, token in tokens.items()]
     file = data.path / "tokens.json"
@@ -189,7 +194,12 @@ def _of_people(file: Path) -> list[dict[str, Any]]:
 
 def read_tokens(path: Path) -> dict[str, str]:
     """The token of each role of the platform in this data directory."""
-    return {role: (path / "tokens" / role).read_text() for role in ROLES}
+    return {role: file.read_text() for role, file in token_files(path).items()}
+
+
+def token_files(path: Path) -> dict[str, Path]:
+    """The file that holds the token of each role, and nothing else."""
+    return {role: path / "tokens" / role for role in ROLES}
 
 
 def _key_pair(data: DataDirectory, name: str) -> tuple[Path, Path]:

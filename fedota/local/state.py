@@ -2,6 +2,7 @@
 
 import fcntl
 import secrets
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import msgspec
 from fedota.kernel.files import free_port, private_directory, write_private
 
 HOST: Final = "127.0.0.1"
+_OURS: Final = ("lock", "state.json", "platform.log")
 
 
 class LocalError(Exception):
@@ -81,11 +83,20 @@ class DataDirectory:
         write_private(self._file, msgspec.json.encode(self._remembered))
 
 
+def command(name: str, path: Path) -> str:
+    """What a person types about the platform in a data directory, wherever it is."""
+    return f"fedota {name} --data-dir {shlex.quote(str(path))}"
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a platform was ever started in this directory. Raises `OSError` where one may not look."""
+    return any((path / name).exists() for name in _OURS)
+
+
 def own_directory(path: Path) -> Path:
     """The data directory. Raises `LocalError` rather than to shut a directory in which others keep things."""
-    ours = ("lock", "state.json", "platform.log")
     try:
-        if path.exists() and any(path.iterdir()) and not any((path / name).exists() for name in ours):
+        if path.exists() and any(path.iterdir()) and not is_ours(path):
             raise LocalError(f"{path} holds other things. Choose an empty directory, or a new one, with --data-dir.")
         return private_directory(path)
     except OSError as error:
@@ -100,8 +111,8 @@ def held(path: Path) -> Iterator[None]:
     with (own_directory(path) / "lock").open("a") as file:
         if not _locked_soon(file):
             raise LocalError(
-                f"A platform is running in {path} already. Look with `fedota status`, stop it with `fedota down`, "
-                "or choose another place with --data-dir."
+                f"A platform is running in {path} already. Choose another place with --data-dir, or stop it with: "
+                f"{command('down', path)}"
             )
         yield
 

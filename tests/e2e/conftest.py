@@ -16,15 +16,20 @@ PATIENCE = 180.0  # seconds: two cores may be busy with other things
 
 
 class Command:
-    """`fedota …` with temporary files below a directory of the test's own."""
+    """`fedota …` with all its files below a directory of the test's own."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.data_directory = directory / "share" / "fedota"  # where no --data-dir is given
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run it to its end."""
+        return self.run_beside(*self._argv(arguments))
+
+    def run_beside(self, *argv: str, directory: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Run another command, for which `fedota` and `python` are these, to its end."""
         return subprocess.run(
-            self._argv(arguments), env=self._environment(), capture_output=True, text=True, timeout=PATIENCE
+            argv, env=self._environment(), cwd=directory, capture_output=True, text=True, timeout=PATIENCE
         )
 
     @contextmanager
@@ -66,14 +71,25 @@ class Command:
         return [sys.executable, "-m", "fedota", *arguments]
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, "TMPDIR": str(self.directory), "COLUMNS": "100"}
+        places = {"TMPDIR": str(self.directory), "XDG_DATA_HOME": str(self.data_directory.parent)}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return {**os.environ, **places, "PATH": path, "COLUMNS": "100"}
+
+
+@contextmanager
+def commanding(directory: Path) -> Iterator[Command]:
+    """The command; whatever a failed test left running is killed."""
+    command = Command(directory)
+    try:
+        yield command
+    finally:
+        for process in command.processes():
+            process.send_signal(signal.SIGKILL)
+        command.wait_until_nothing_is_left()
 
 
 @pytest.fixture
 def fedota(tmp_path: Path) -> Iterator[Command]:
-    """The command; whatever a failed test left running is killed."""
-    command = Command(tmp_path)
-    yield command
-    for process in command.processes():
-        process.send_signal(signal.SIGKILL)
-    command.wait_until_nothing_is_left()
+    """The command, with nothing that runs."""
+    with commanding(tmp_path) as command:
+        yield command
