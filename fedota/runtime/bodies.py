@@ -23,6 +23,7 @@ from aiohttp.payload import Payload
 from fedota.errors import FedotaError
 from fedota.runtime.places import PIECE, Place, Spooled, put, room
 
+ONLY_TENSORS: Final = "Send the model's tensors and nothing else."
 STALL: Final = 20.0  # seconds without a byte after which a body is cut off
 _DEAF: Final = 300.0  # seconds without a byte taken after which a reader is given up
 _SLOWEST: Final = 16_384  # bytes a second: whoever is slower takes a place from those who are not
@@ -48,10 +49,11 @@ class _Direct(asyncio.BufferedProtocol):
     def __init__(self, own: Any, transport: asyncio.Transport, place: Place, length: int) -> None:
         self.received = 0
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._failure: BaseException | None = None
         self._own = own
         self._transport = transport
         self._place = place
-        self._left = length
+        self.left = length
         self._returned = False
 
     def begin(self, early: bytes) -> None:
@@ -60,13 +62,13 @@ class _Direct(asyncio.BufferedProtocol):
         self._go_on()
 
     def _go_on(self) -> None:
-        if not self._left:
+        if not self.left:
             self._end(None)
         elif not self._returned and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._place.room()[: self._left]
+        return self._place.room()[: self.left]
 
     def buffer_updated(self, nbytes: int) -> None:
         try:
@@ -75,19 +77,24 @@ class _Direct(asyncio.BufferedProtocol):
             self._end(error)
             return
         self.received += nbytes
-        self._left -= nbytes
-        if not self._left:
+        self.left -= nbytes
+        if not self.left:
             self._end(None)
 
     def _end(self, error: BaseException | None) -> None:
         self.give_back()
-        if self.done.done():
-            return
-        if error is None:
+        if not self.done.done():
+            self._failure = error
             self.done.set_result(None)
-        else:
-            self.done.set_exception(error)
-            self.done.exception()  # nobody may be waiting any more
+
+    def failure(self) -> BaseException | None:
+        """Why not all of it came; to be raised by whoever asks, and not kept here.
+
+        What is raised knows who raised it, and holds their places: were it held by one of them, the circle would
+        keep many megabytes until somebody looks for circles.
+        """
+        failure, self._failure = self._failure, None
+        return failure
 
     def give_back(self) -> None:
         """Put the connection's own protocol in its place again; it is not given more to read."""
@@ -105,8 +112,8 @@ class _Direct(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.done.done():
-            self.done.set_exception(_broken())
-            self.done.exception()  # nobody may be waiting any more
+            self._failure = _broken()
+            self.done.set_result(None)
         self._own.connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -137,13 +144,13 @@ class _Staged(_Direct):
             self._go_on()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._stage[self._filled :][: self._left]
+        return self._stage[self._filled :][: self.left]
 
     def buffer_updated(self, nbytes: int) -> None:
         self.received += nbytes
-        self._left -= nbytes
+        self.left -= nbytes
         self._filled += nbytes
-        if not self._left or self._filled == len(self._stage):
+        if not self.left or self._filled == len(self._stage):
             self._transport.pause_reading()
         if self._writing is None:
             self._write_on()
@@ -279,6 +286,7 @@ async def _straight(
     content: StreamReader, protocol: Any, transport: asyncio.Transport, place: Place, length: int
 ) -> None:
     """From the socket to its place, after what aiohttp has read already."""
+    wanted = place.received + length
     transport.pause_reading()
     early = content.read_nowait(-1)
     left = length - len(early)
@@ -287,22 +295,24 @@ async def _straight(
     else:
         direct = _Direct(protocol, transport, place, left)
     transport.set_protocol(direct)
+    began = monotonic()
     try:
         direct.begin(early)
-        await _progressing(direct)
+        await _progressing(direct, began)
     finally:
         direct.give_back()  # the place may be another's from now on: not one more byte may go there
         await direct.settled()
+    if place.received < wanted:  # else all of it is there, whatever became of its connection meanwhile
+        raise direct.failure() or _stalled(place, began)
 
 
-async def _progressing(direct: _Direct) -> None:
-    began = monotonic()
-    while not direct.done.done():
+async def _progressing(direct: _Direct, began: float) -> None:
+    """Return when all of the body has come, or no more will, or it stalls or comes far too slowly."""
+    while not direct.done.done() and direct.left:
         before = direct.received
         await asyncio.wait([direct.done], timeout=STALL)
-        if not direct.done.done() and (direct.received == before or _too_slow(direct.received, began)):
-            raise _stalled(direct.received, began)
-    direct.done.result()
+        if direct.received == before or _too_slow(direct.received, began):
+            return
 
 
 async def _copied(content: StreamReader, place: Place) -> None:
@@ -311,7 +321,7 @@ async def _copied(content: StreamReader, place: Place) -> None:
         try:
             piece = await asyncio.wait_for(content.readany(), STALL)
         except TimeoutError:
-            raise _stalled(received, began) from None
+            raise _stalled(place, began) from None
         if not piece:
             return
         if len(piece) > place.size - place.received:
@@ -319,7 +329,7 @@ async def _copied(content: StreamReader, place: Place) -> None:
         await _stored(place, piece)
         received += len(piece)
         if _too_slow(received, began):
-            raise _stalled(received, began)
+            raise _stalled(place, began)
 
 
 async def _stored(place: Place, data: bytes) -> None:
@@ -335,12 +345,13 @@ def _too_slow(received: int, began: float) -> bool:
     return monotonic() - began > 2 * STALL + received / _SLOWEST
 
 
-def _stalled(received: int, began: float) -> FedotaError:
-    return FedotaError("timeout", f"The body came too slowly: {received} bytes in {monotonic() - began:.0f} seconds.")
+def _stalled(place: Place, began: float) -> FedotaError:
+    came = f"{place.received} bytes of it are here after {monotonic() - began:.0f} seconds"
+    return FedotaError("timeout", f"The body came too slowly: {came}. Go on from there.")
 
 
 def _too_large(most: int) -> FedotaError:
-    return FedotaError("update_too_large", f"The body has more than the {most} bytes that are accepted.")
+    return FedotaError("update_too_large", f"For this model {most} bytes are the most. {ONLY_TENSORS}")
 
 
 def _broken() -> ConnectionResetError:
@@ -371,14 +382,19 @@ class Parts(Payload):
         """Send all of it."""
         self._begins()
         self._consumed = True  # else aiohttp would send it anew when a connection breaks: it is gone on with
+        left, self._value = deque(self._value), []
+        try:
+            await self._sent(writer, left)
+        finally:
+            left.clear()  # aiohttp keeps what is raised in circles, and with it all that is held here
+
+    async def _sent(self, writer: AbstractStreamWriter, left: deque[memoryview]) -> None:
         transport: Any = getattr(writer, "transport", None)
         if not _is_plain(transport) or (self._size or 0) < _SMALL:
-            for part in self._value:
-                for start in range(0, len(part), PIECE):
-                    await _taken(writer.write(part[start : start + PIECE]))
-            return
-        writer.send_headers()
-        await _poured(transport, _from_memory(self._value))
+            await _through(writer, left)
+        else:
+            writer.send_headers()
+            await _poured(transport, _from_memory(left))
 
 
 def _after(parts: Iterable[memoryview], start: int) -> Iterable[memoryview]:
@@ -427,7 +443,7 @@ async def _send_file(request: web.Request, descriptor: int, tag: str) -> web.Str
     response = web.StreamResponse(headers={"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"})
     if tag:
         response.headers[hdrs.ETAG] = f'"{tag}"'
-    asked = _range(request, size)
+    asked = _range(request, size, tag)
     if asked is not None and not asked:
         return web.Response(status=416, headers={"Content-Range": f"bytes */{size}", "Accept-Ranges": "bytes"})
     if asked is not None:
@@ -441,9 +457,10 @@ async def _send_file(request: web.Request, descriptor: int, tag: str) -> web.Str
     return response
 
 
-def _range(request: web.Request, size: int) -> range | None:
+def _range(request: web.Request, size: int, tag: str) -> range | None:
     """The bytes that are asked for: None when all are, empty when there are none of that kind."""
-    if hdrs.RANGE not in request.headers:
+    known = f'"{tag}"'
+    if hdrs.RANGE not in request.headers or request.headers.get(hdrs.IF_RANGE, known) != known:
         return None
     try:
         asked = request.http_range
@@ -497,9 +514,16 @@ def _is_plain(transport: Any) -> bool:
     )
 
 
-def _from_memory(parts: Iterable[memoryview]) -> _Step:
-    left = deque(parts)
+async def _through(writer: AbstractStreamWriter, left: deque[memoryview]) -> None:
+    """By the transport, which copies what it cannot send at once."""
+    while left:
+        await _taken(writer.write(left[0][:PIECE]))
+        left[0] = left[0][PIECE:]
+        if not left[0]:
+            left.popleft()
 
+
+def _from_memory(left: deque[memoryview]) -> _Step:
     def step(socket: int) -> int:
         while left and not left[0]:
             left.popleft()

@@ -119,7 +119,9 @@ async def test_a_body_that_stalls_is_cut_off(echo: str, monkeypatch: pytest.Monk
     async with aiohttp.ClientSession() as http:
         request = http.post(echo, data=stalling(), headers={"Content-Length": "400000"})
         async with request as reply:
-            assert (await reply.json(content_type=None))["code"] == "timeout"
+            answer = await reply.json(content_type=None)
+    assert answer["code"] == "timeout"
+    assert f": {beginning or 1} bytes of it are here after" in answer["detail"], "what came with the headers, too"
 
 
 async def test_a_reply_that_breaks_off_is_no_reply() -> None:
@@ -218,6 +220,9 @@ async def test_a_file_without_a_range_or_with_one_that_it_does_not_have(file_of:
             async with http.get(file_of, headers={"Range": asked} if asked else {}) as reply:
                 assert (reply.status, reply.headers["Accept-Ranges"]) == (200, "bytes")
                 assert await reply.read() == content(3_000_000)
+        for tag, status in (('"its digest"', 206), ('"another"', 200), ('W/"its digest"', 200)):
+            async with http.get(file_of, headers={"Range": "bytes=5-", "If-Range": tag}) as reply:
+                assert (reply.status, len(await reply.read())) == (status, 3_000_000 - (5 if status == 206 else 0))
         async with http.get(file_of, headers={"Range": "bytes=3000000-"}) as reply:
             assert (reply.status, reply.headers["Content-Range"]) == (416, "bytes */3000000")
         async with http.head(file_of) as reply:
@@ -383,6 +388,46 @@ async def test_what_came_before_a_body_broke_off_is_in_its_file(
         else:
             assert isinstance(error, ConnectionError) and place.received == len(sent)
         assert place.received > 0 and place.read(0, place.received) == sent[: place.received]
+        place.close()
+        writer.close()
+
+
+@pytest.mark.parametrize("line", ["stays", "is gone"])
+async def test_a_body_that_has_come_is_whole_however_long_the_disk_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    """Were it told as broken off, its sender would hear that all of it is here, and take it for counted."""
+    told: asyncio.Future[tuple[Spooled, BaseException | None]] = asyncio.get_running_loop().create_future()
+
+    async def handler(request: web.Request) -> web.Response:
+        place, failed = Spooled.unlinked(tmp_path, size), None
+        try:
+            await read_body(request, place)
+        except Exception as error:
+            failed = error
+        told.set_result((place, failed))
+        return web.Response()
+
+    async def settled(self: _Staged) -> None:
+        disk.go_on.set()
+        await own(self)
+
+    size, own = bodies._SMALL, _Staged.settled
+    monkeypatch.setattr(_Staged, "settled", settled)
+    monkeypatch.setattr(bodies, "STALL", 1.0)
+    disk = _Disk(monkeypatch)
+    async for url in served(handler):
+        _, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        writer.write(f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode())
+        await writer.drain()
+        writer.write(content(size))
+        await writer.drain()
+        if line == "is gone":
+            await asyncio.wait_for(disk.asked.wait(), 4)
+            writer.close()
+        place, failed = await asyncio.wait_for(told, 10)
+        assert (failed, place.received) == (None, size)
+        assert place.read(0, size) == content(size)
         place.close()
         writer.close()
 

@@ -1,9 +1,11 @@
 """How a coordinator reads the sums that are handed over to it."""
 
 import asyncio
+import gc
 import hashlib
 import struct
-from collections.abc import AsyncIterator
+import weakref
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -24,9 +26,11 @@ from fedota.runtime.coordinator.partials import Partials
 from fedota.runtime.coordinator.training import Training
 from fedota.runtime.places import Memory, Spooled
 from fedota.runtime.protocol import OFFSET, PARTIALS, SUM, Accepted, Meta
+from fedota.runtime.selector.link import Link
 from fedota.runtime.tensors import layout_of
 from fedota.runtime.uploads import Uploads
 from fedota.runtime.web import problems
+from tests.support.waiting import until
 
 COUNT = 100_000
 LAYOUT = layout_of(memoryview(safetensors.numpy.save({"w": np.zeros(COUNT, np.float32)})))
@@ -312,3 +316,66 @@ async def test_what_nobody_waits_for_is_dropped(there: There, training: Collecti
     assert await there.head(other) == (409, "", "")
     assert await there.patch(other, HALF) == (409, "offset_mismatch", "0")
     writer.close()
+
+
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    """Nobody looks for circles of references, which in a process that has little to do may take hours."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collection")
+async def test_a_sum_that_broke_off_holds_no_memory_when_its_collection_is_over(
+    training: Collecting, there: There
+) -> None:
+    """Neither its own nor that of the total."""
+    assert await there.put(Sum("b")) == (204, "", "")
+    await breaks_off(there, Sum("a"), HALF)
+
+    async def is_kept() -> bool:
+        return bool(training.parts.received("a"))
+
+    await until(is_kept, "what came is kept")
+    assert training.collector is not None
+    ended = weakref.ref(training.collector)
+    training.collector = None
+
+    async def is_gone() -> bool:
+        return ended() is None
+
+    await until(is_gone, "nobody holds the collector any more", patience=5)
+
+
+@pytest.mark.usefixtures("no_collection")
+@pytest.mark.parametrize("size", [4_000_000, 40_000_000])
+async def test_a_selector_holds_no_sum_that_was_not_taken(size: int) -> None:
+    """The next cohort's sum would lie beside it."""
+
+    async def resets(request: web.Request) -> web.Response:
+        await request.content.readexactly(1_000_000)
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    async def is_over(request: web.Request) -> web.Response:
+        return web.Response(status=409)
+
+    app = web.Application()
+    app.router.add_put(PARTIALS, resets)
+    app.router.add_head(PARTIALS, is_over)
+    async with serving(app, "127.0.0.1", 0) as url:
+        link = Link(url, "k", "s", "a")
+        async with link.open():
+            numbers = np.zeros(size, np.uint8)
+            with pytest.raises(FedotaError):
+                await link.hand_over(Meta(cohort="c", life="a", collection="1", accepted=[]), numbers.data)
+            held = weakref.ref(numbers)
+            del numbers
+
+            async def is_gone() -> bool:
+                return held() is None
+
+            await until(is_gone, "nobody holds the sum any more", patience=5)
