@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
+import aiohttp
 import asyncpg
 import msgspec
 import nats
@@ -146,7 +147,11 @@ async def launched(directory: Path, module: str, settings: Mapping[str, Any]) ->
     write_private(file, msgspec.json.encode({**settings, "directory": str(directory)}))
 
     async def ready() -> bool:
-        return (directory / READY).exists()
+        if not (directory / READY).exists():
+            return False
+        url = msgspec.json.decode((directory / READY).read_bytes(), type=Ready).url
+        async with aiohttp.ClientSession() as http, http.get(f"{url}/readyz", ssl=False) as reply:
+            return reply.status == 200
 
     env = {**environment(), "FEDOTA_SETTINGS": str(file)}
     async with kept_alive(Program(module, [sys.executable, "-m", module], directory, ready, env=env)):

@@ -2,9 +2,16 @@
 
 from collections.abc import AsyncIterator
 
+import hypothesis
 import pytest
 
 from tests.support.servers import RunningServers, fresh_database, running_servers
+
+# A test may be held up by others on the same cores: how long an example takes says nothing about the code.
+hypothesis.settings.register_profile(
+    "shared cores", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("shared cores")
 
 
 @pytest.fixture(scope="session")

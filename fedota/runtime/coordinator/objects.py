@@ -37,11 +37,13 @@ class Objects:
     def __init__(self, platform: Platform, http: aiohttp.ClientSession) -> None:
         self._platform = platform
         self._http = http
+        self._furthest = 0  # bytes of a model that were ever here
 
     async def fetch(self, key: str, sha256: str, size: int, path: Path, tell: Tell = lambda _: None) -> None:
         """Have the model in the file `path`, whole and checked, or not at all. What came before a break is kept.
 
-        `tell` hears how far it is.
+        `tell` hears how far it is; nothing where it begins anew, until it is further than before: a download that never
+        comes to its end is no progress.
         """
         signed = await self._platform.presign(PresignRequest(method="GET", key=key))
         draft = path.with_suffix(".new")
@@ -68,7 +70,9 @@ class Objects:
                         if file.tell() + len(piece) > size:
                             raise WrongObjectError(f"{key} is larger than the {size} bytes that were recorded")
                         file.write(piece)
-                        tell(f"the model: {portion(file.tell(), size)} fetched")
+                        if file.tell() > self._furthest:
+                            self._furthest = file.tell()
+                            tell(f"the model: {portion(self._furthest, size)} fetched")
         except (aiohttp.ClientError, TimeoutError) as error:
             raise StoreError(f"GET of {key} failed: {_said(error)}") from None
 

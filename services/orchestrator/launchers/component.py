@@ -120,6 +120,7 @@ class Component:
         self._has_answered = self._port() != 0
         self._told = not self._has_answered  # whether nobody believes any more that it answers
         self._said = ""  # why it was not ready when it answered last in this life; empty when it was, or never did
+        self._alive = monotonic()  # when it was ready the last time, or got on
 
     @property
     def name(self) -> str:
@@ -128,15 +129,15 @@ class Component:
 
     async def keep_alive(self) -> None:
         """Start the process again whenever it ends, ever more slowly, up to the limit of patience."""
-        unanswered, delay, lost = 0, self._pace.first_delay, monotonic()
+        unanswered, delay, self._alive = 0, self._pace.first_delay, monotonic()
         while True:
             began = monotonic()
             end = await self._live()
             if end.was_ready:
-                unanswered, lost = 0, monotonic()
+                unanswered, self._alive = 0, monotonic()
             else:
                 unanswered += 1
-            if self._is_hopeless(end, unanswered, monotonic() - lost):
+            if self._is_hopeless(end, unanswered, monotonic() - self._alive):
                 self._give_up(end, unanswered)
                 return
             if end.was_ready and monotonic() - began > self._pace.longest_delay:
@@ -228,7 +229,7 @@ class Component:
                 return url
             if self._said not in heard:
                 heard.append(self._said)
-                news = monotonic()
+                news = self._alive = monotonic()
             await asyncio.sleep(_POLL)
         return ""
 

@@ -228,3 +228,26 @@ async def test_a_sum_that_is_not_asked_for_is_not_sent(status: int, code: str) -
         with pytest.raises(FedotaError, match=code):
             await link.hand_over(META, memoryview(BODY))
     assert there.said == [("PUT", 0), ("HEAD", 500_000)]
+
+
+async def test_a_coordinator_from_before_gets_the_sum_once_more_as_a_whole() -> None:
+    """It knows of no sum that is gone on with: a selector that was started anew beside it must not give up."""
+    heard = list[str]()
+
+    async def take(request: web.Request) -> web.Response:
+        heard.append(request.method)
+        if len(heard) == 1:
+            assert request.transport is not None
+            request.transport.abort()
+        return web.Response(status=204)
+
+    app = web.Application(client_max_size=2**30)
+    app.router.add_put(PARTIALS, take)
+    async with serving(app, "127.0.0.1", 0) as url:
+        link = Link(url, "key", "selector-0", "life")
+        async with link.open():
+            meta = Meta(cohort="k", life="life", collection="c", accepted=[])
+            with pytest.raises(FedotaError, match="does not answer"):
+                await link.hand_over(meta, memoryview(BODY))
+            await link.hand_over(meta, memoryview(BODY))
+    assert heard == ["PUT", "PUT"]

@@ -29,6 +29,7 @@ class Store:
         self.ranges: list[str] = []
         self.puts: list[bytes] = []
         self.refusal: bytes | None = None
+        self.knows_ranges = True
 
     async def presign(self, request: PresignRequest) -> Presigned:
         """An address here."""
@@ -41,6 +42,7 @@ class Store:
             return await send_file(request, self.path)
         self.breaks -= 1
         have = int(request.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        have *= self.knows_ranges
         response = web.StreamResponse(
             status=206 if have else 200,
             headers={
@@ -92,6 +94,18 @@ async def test_a_fetch_that_breaks_off_is_gone_on_with(store: Store, tmp_path: P
         await made.fetch(*wanted)
     assert path.read_bytes() == CONTENT
     assert store.ranges == ["", "bytes=1000000-", "bytes=2000000-"]
+
+
+async def test_a_download_that_never_gets_further_is_no_progress(store: Store, tmp_path: Path) -> None:
+    """A store without ranges breaks off each time: whoever waits for news would wait for ever."""
+    store.breaks, store.knows_ranges, heard = 3, False, list[str]()
+    path = tmp_path / "model.safetensors"
+    async with objects(store) as made:
+        for number in range(3):
+            with pytest.raises(StoreError):
+                await made.fetch("key", "", len(CONTENT), path, heard.append)
+            assert bool(heard) == (number == 0)
+            heard.clear()
 
 
 @pytest.mark.parametrize("changes", [{"size": len(CONTENT) - 1}, {"size": len(CONTENT) + 1}, {"sha256": "0" * 64}])
