@@ -36,6 +36,8 @@ def sign(private_key: str, problem_id: str, organization: str, *, seconds: int) 
 
 def verify(public_key: str, token: str, problem_id: str) -> str:
     """The organization that the token speaks for. Raises `token_refused`, saying what to do next."""
+    if not token:
+        raise FedotaError("token_refused", "No token was sent. Send the join kit's as 'Authorization: Bearer <token>'.")
     organization, expires = _verified(public_key, token, problem_id)
     if expires <= time.time():
         raise FedotaError("token_refused", "The participation token has expired. Fetch a new join kit.")

@@ -110,13 +110,16 @@ class Reported(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RevokedRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Of whom does nothing count any more? Asked every few seconds: a round may be silent for long."""
+    """Of whom does nothing count any more, and does the run go on? Asked every few seconds: a round may be silent."""
+
+    run: int = 0
 
 
 class RevokedOrganizations(msgspec.Struct, frozen=True, kw_only=True):
-    """Nothing more counts of these."""
+    """Nothing more counts of these. `stopped` is why the run was ended before its last round, where it was."""
 
     revoked: list[str]
+    stopped: str | None = None
 
 
 class ResumeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,8 +131,8 @@ class ResumeRequest(msgspec.Struct, frozen=True, kw_only=True):
 class Resume(msgspec.Struct, frozen=True, kw_only=True):
     """Where a coordinator goes on: after report number `report`, with `attempt` of `round`, from `checkpoint`.
 
-    `checkpoint` is None before the first completed round. `finished` when no round is left to run. Nothing counts of
-    organizations that are `revoked`.
+    `checkpoint` is None before the first completed round. `finished` when no round is left to run; where that is so
+    because the run was `stopped`, that is why. Nothing counts of organizations that are `revoked`.
     """
 
     report: int = 0
@@ -137,4 +140,5 @@ class Resume(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int = 1
     checkpoint: Checkpoint | None = None
     finished: bool = False
+    stopped: str | None = None
     revoked: list[str] = []

@@ -19,7 +19,8 @@ class External(msgspec.Struct, frozen=True, kw_only=True):
     other on NATS. Checkpoints of the log go to `s3_audit_bucket` (`<s3_bucket>-audit`), by keys of their own where
     these are given: what storage holds should not reach them.
 
-    Clients on other machines reach the selectors at `selectors_host`, by TLS; the orchestrator's settings say more.
+    Clients on other machines reach the selectors at `selectors_host`, by TLS. What is over stays up for `farewell`
+    seconds. The orchestrator's settings say more of both.
     """
 
     database_url: Secret | None = None
@@ -37,6 +38,7 @@ class External(msgspec.Struct, frozen=True, kw_only=True):
     selectors_host: str = ""
     selectors_bind: str = ""
     selectors_tls: bool = False
+    farewell: float | None = None
 
     def require_whole(self) -> None:
         """Raise `LocalError` when half of what belongs together is missing."""
@@ -49,14 +51,15 @@ class External(msgspec.Struct, frozen=True, kw_only=True):
             raise LocalError("FEDOTA_S3_AUDIT_ACCESS_KEY and FEDOTA_S3_AUDIT_SECRET_KEY need each other.")
 
     @property
-    def selectors(self) -> dict[str, str | bool]:
-        """What the orchestrator is told of where selectors listen; what is not given is left to it."""
-        told: dict[str, str | bool] = {
+    def selectors(self) -> dict[str, str | bool | float]:
+        """What the orchestrator is told of where selectors listen, and for how long; the rest is left to it."""
+        told: dict[str, str | bool | float] = {
             "selectors_host": self.selectors_host,
             "selectors_bind": self.selectors_bind,
             "selectors_tls": self.selectors_tls,
         }
-        return {name: value for name, value in told.items() if value}
+        given = {name: value for name, value in told.items() if value}
+        return given if self.farewell is None else {**given, "farewell": self.farewell}
 
     @property
     def s3(self) -> S3Access | None:

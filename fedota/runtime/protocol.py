@@ -45,7 +45,8 @@ class ModelRef(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # Selector to client, in answer to a check-in. `update` tells what became of the update that the check-in's ticket is
-# of: `pending` (keep it), `counted`, or `over` (the round went on or ended without it).
+# of: `pending` (keep it), `counted`, or `over` (its attempt of the round ended without it). `known` is False beside an
+# `over` of which only that is sure that the attempt has ended; else it is not said.
 
 
 class Selected(msgspec.Struct, frozen=True, kw_only=True, tag_field="status", tag="selected"):
@@ -58,6 +59,7 @@ class Selected(msgspec.Struct, frozen=True, kw_only=True, tag_field="status", ta
     config: dict[str, Any]
     seconds: float
     update: Fate = "none"
+    known: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class ComeBack(msgspec.Struct, frozen=True, kw_only=True, tag_field="status", tag="come_back"):
@@ -65,6 +67,7 @@ class ComeBack(msgspec.Struct, frozen=True, kw_only=True, tag_field="status", ta
 
     seconds: float
     update: Fate = "none"
+    known: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class SendAgain(msgspec.Struct, frozen=True, kw_only=True, tag_field="status", tag="send_again"):
@@ -76,6 +79,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="status", ta
 
     reason: str
     update: Fate = "none"
+    known: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 CheckedIn = Selected | ComeBack | SendAgain | Finished
@@ -169,9 +173,12 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Claimed(msgspec.Struct, frozen=True, kw_only=True):
-    """`granted`; `wait`: the issuer may still have the update; `over`: the cohort takes no more; `taken`: it counts."""
+    """`granted`; `wait`: the issuer may have the update; `over`: the cohort takes no more; `taken`: another one has it.
 
-    answer: Literal["granted", "wait", "over", "taken"]
+    Of a cohort that has ended, as far as that is remembered: `counted` (it is part of the checkpoint) or `left_out`.
+    """
+
+    answer: Literal["granted", "wait", "over", "taken", "counted", "left_out"]
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):

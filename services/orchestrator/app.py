@@ -52,7 +52,8 @@ async def _resources(
         service.add_gauge("namespaces", "Namespaces that are kept running", lambda: launcher.namespaces_running)
         service.add_gauge("components", "Components that answer", lambda: launcher.components_answering)
         deaths = service.add_counter("component_deaths", "Components that had answered and do not any more")
-        async with service.running("reconciler", Reconciler(pool, log, projector, launcher, deaths.inc).run()):
+        reconciler = Reconciler(pool, log, projector, launcher, deaths.inc, settings.farewell)
+        async with service.running("reconciler", reconciler.run()):
             yield
 
 

@@ -107,9 +107,14 @@ class Launch(msgspec.Struct, frozen=True):
 
 
 class Remove(msgspec.Struct, frozen=True):
-    """Leave nothing of the namespace."""
+    """Leave nothing of the namespace.
+
+    `farewell` when it may stay for a while: its run is over, clients that come late do not know yet, and its selectors
+    are there to tell them.
+    """
 
     namespace: str
+    farewell: bool = False
 
 
 class Say(msgspec.Struct, frozen=True):
@@ -199,7 +204,7 @@ def decide(state: State | None, infra: Infra | None, deaths: Sequence[Death] = (
     """The next step, given what there is and which deaths were not told yet; None when all is as it should be."""
     run = state.run if state and state.wanted and state.said != "failed" else None
     if infra and infra.run != run:
-        return Remove(infra.namespace)
+        return Remove(infra.namespace, farewell=state is not None and _is_to_be_told(state, infra))
     if state and state.ended:
         return _say_stopped(state, state.ended[0])
     if state is None or run is None:
@@ -207,6 +212,11 @@ def decide(state: State | None, infra: Infra | None, deaths: Sequence[Death] = (
     if infra is None or not infra.launched:
         return Launch(Spec(problem_id=state.problem_id, run=state.run, plan=state.plan, model=state.model))
     return _say(state, infra, deaths)
+
+
+def _is_to_be_told(state: State, infra: Infra) -> bool:
+    """Whether it is of the newest run and came up: its clients may not know yet that it is over, and can be told."""
+    return infra.run == state.run and state.said == "spawned" and infra.launched and infra.failure is None
 
 
 def _say_stopped(state: State, ended: Ended) -> Say:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from time import monotonic
 from typing import Final
 
 import structlog
@@ -24,17 +25,26 @@ _log = structlog.get_logger(__name__)
 class Reconciler:
     """Takes the steps that `domain.decide` names; `run` until cancelled.
 
-    `on_death` is called for each component that died.
+    `on_death` is called for each component that died. What is over is left up for `farewell` seconds, so that clients
+    that come late hear of it, unless the problem is started again meanwhile.
     """
 
     def __init__(
-        self, pool: Pool, log: EventLog, projector: Projector, launcher: Launcher, on_death: Callable[[], None]
+        self,
+        pool: Pool,
+        log: EventLog,
+        projector: Projector,
+        launcher: Launcher,
+        on_death: Callable[[], None],
+        farewell: float,
     ) -> None:
         self._pool = pool
         self._log = log
         self._projector = projector
         self._launcher = launcher
         self._on_death = on_death
+        self._farewell = farewell
+        self._farewells: dict[str, float] = {}  # when those end that have begun, by namespace; monotonic
         self._deaths: dict[str, list[Death]] = {}  # not told yet, by problem
 
     async def run(self) -> None:
@@ -81,10 +91,23 @@ class Reconciler:
                 _log.warning("could not look", error=str(error) or type(error).__name__)
             await asyncio.sleep(_EVERY)
 
-    async def _settle(self, problem_id: str) -> None:
-        while step := await self._next(problem_id):
+    async def _settle(self, problem_id: str) -> float | None:
+        """Take steps until there is none, or one that has time: for so many seconds."""
+        left = None
+        while (step := await self._next(problem_id)) and (left := self._left(step)) is None:
             await self._take(problem_id, step)
         self._deaths.pop(problem_id, None)  # what was not told is of a run that is over
+        return left
+
+    def _left(self, step: Step) -> float | None:
+        """The seconds that a namespace stays for its farewell; None when the step is to be taken now."""
+        if not (isinstance(step, Remove) and step.farewell):
+            return None
+        if step.namespace not in self._farewells:
+            _log.info("over", namespace=step.namespace, farewell=self._farewell)
+            self._farewells[step.namespace] = monotonic() + self._farewell
+        left = self._farewells[step.namespace] - monotonic()
+        return left if left > 0 else None
 
     async def _next(self, problem_id: str) -> Step | None:
         state = await load(self._pool, problem_id)
@@ -99,6 +122,7 @@ class Reconciler:
             case Remove(namespace=namespace):
                 _log.info("removing", namespace=namespace)
                 await self._launcher.stop(namespace)
+                self._farewells.pop(namespace, None)
             case Say():
                 await self._say(step)
                 if step.death:

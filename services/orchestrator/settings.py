@@ -1,6 +1,7 @@
 """What the orchestrator is told."""
 
 import ipaddress
+import math
 import re
 from pathlib import Path
 from typing import Final
@@ -30,6 +31,9 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
     an authority that each launch has for itself and that the join kit carries; on loopback only with `selectors_tls`.
     They listen at the address `selectors_bind`, by default at `selectors_host`, and at all addresses where that is a
     name.
+
+    When a run is over its coordinator and selectors stay up for `farewell` seconds: clients that are not in a check-in
+    at that moment hear later that it is finished, and why. A new start of the problem does not wait for that.
     """
 
     token_public_key_file: Path
@@ -42,6 +46,7 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
     selectors_host: str = "127.0.0.1"
     selectors_bind: str = ""
     selectors_tls: bool = False
+    farewell: float = 60.0
 
     def __post_init__(self) -> None:
         if not (self.runtime_directory or self.directory):
@@ -65,6 +70,8 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
             )
         if self.selectors_bind and not _is_address(self.selectors_bind):
             raise ValueError(f"selectors_bind is an address of this machine, but it is {self.selectors_bind!r}")
+        if not (math.isfinite(self.farewell) and self.farewell >= 0):
+            raise ValueError(f"farewell is a number of seconds, 0 or more, but it is {self.farewell}")
 
     @property
     def exposure(self) -> Exposure:

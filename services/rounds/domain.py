@@ -38,13 +38,17 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """The newest start of a problem: event id and correlation of its `ProblemStarted`, and why it is over if it is."""
+    """The newest start of a problem: event id and correlation of its `ProblemStarted`, and why it is over if it is.
+
+    `completed` when that is so because its last round is.
+    """
 
     number: int
     plan: Plan
     cause: UUID
     correlation: UUID
     over: str | None = None
+    completed: bool = False
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,9 +73,9 @@ def evolve(state: State, event: Event) -> State:
             run = Run(number=number, plan=plan, cause=event.id, correlation=event.correlation)
             return msgspec.structs.replace(state, run=run)
         case ProblemStopped(run=number, reason=reason):
-            return _over(state, number, reason)
+            return _over(state, number, reason, completed=False)
         case ProblemCompleted(run=number):
-            return _over(state, number, "the training is completed")
+            return _over(state, number, "the training is completed", completed=True)
         case ParticipationApproved(organization=organization):
             return msgspec.structs.replace(state, members={**state.members, organization: True})
         case ParticipationRevoked(organization=organization):
@@ -79,10 +83,10 @@ def evolve(state: State, event: Event) -> State:
     return state
 
 
-def _over(state: State, number: int, reason: str) -> State:
+def _over(state: State, number: int, reason: str, *, completed: bool) -> State:
     if state.run is None or state.run.number != number:
         return state
-    return msgspec.structs.replace(state, run=msgspec.structs.replace(state.run, over=reason))
+    return msgspec.structs.replace(state, run=msgspec.structs.replace(state.run, over=reason, completed=completed))
 
 
 def current_run(state: State, number: int) -> Run:
@@ -221,6 +225,15 @@ def _require_members(state: State, update: RoundUpdated) -> None:
         raise _refused(f"Report {update.report}: {', '.join(strangers)} had no approved participation.")
 
 
+def stopped(state: State, run: int) -> str | None:
+    """Why a run was ended before its last round; None where it goes on, is completed or was never started."""
+    if state.run is None or not 0 < run <= state.run.number:
+        return None
+    if run < state.run.number:
+        return f"run {state.run.number} has been started since; it has new join kits"
+    return None if state.run.completed else state.run.over
+
+
 def resume(state: State, run: int, history: Sequence[RoundUpdated]) -> Resume:
     """Where the coordinator of a run goes on.
 
@@ -230,8 +243,9 @@ def resume(state: State, run: int, history: Sequence[RoundUpdated]) -> Resume:
     if state.run is None or run > state.run.number:
         raise _refused(f"Run {run} of this problem was never started.")
     over = run < state.run.number or state.run.over is not None
+    why = stopped(state, run)
     if not history:
-        return Resume(finished=over, revoked=state.revoked)
+        return Resume(finished=over, stopped=why, revoked=state.revoked)
     last = history[0]
     round_, attempt, _ = _expected(last)
     return Resume(
@@ -240,6 +254,7 @@ def resume(state: State, run: int, history: Sequence[RoundUpdated]) -> Resume:
         attempt=attempt,
         checkpoint=next((update.checkpoint for update in history if update.checkpoint), None),
         finished=over or last.final,
+        stopped=why if not last.final or last.stage != "completed" else None,
         revoked=state.revoked,
     )
 

@@ -13,7 +13,7 @@ from fedota.kernel.bus import Answer, read_request
 from fedota.kernel.database import Pool
 from fedota.kernel.event_log import Append, Appended, Context, EventLog, fingerprint, log_needed
 from fedota.kernel.projection import Projector
-from services.rounds.domain import State, current_run, decide, resume
+from services.rounds.domain import State, current_run, decide, resume, stopped
 from services.rounds.projection import load
 
 _PAGE: Final = 200  # reports read at once on the way back to the last checkpoint
@@ -62,11 +62,11 @@ class Handlers:
         return to_json(resume(state, run, history))
 
     async def revoked(self, subject: str, body: bytes) -> bytes:
-        """Whose participation was revoked, for a coordinator that has nothing to report."""
-        read_request(body, RevokedRequest)
+        """Whose participation was revoked and whether the run was stopped, for who has nothing to report."""
+        run = read_request(body, RevokedRequest).run
         with log_needed():
             state = await load(self._pool, _problem_of(subject))
-        return to_json(RevokedOrganizations(revoked=state.revoked))
+        return to_json(RevokedOrganizations(revoked=state.revoked, stopped=stopped(state, run)))
 
     async def _record(self, update: RoundUpdated) -> Appended:
         """Nothing is refused by a read model that is behind: it catches up with the log before the last word.

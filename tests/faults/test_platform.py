@@ -54,7 +54,7 @@ async def test_every_process_is_killed_while_problems_are_trained(
     victims = one_of_each([*MODULES, *_RUNTIME], chance, 2 * faults)
     data = private_directory(tmp_path / "data")
     async with (
-        running(data, External(), lambda _: None) as platform,
+        running(data, External(farewell=1.0), lambda _: None) as platform,
         Api.open(platform.gateway_url, platform.tokens["setter"]) as setter,
         AsyncExitStack() as clients,
     ):

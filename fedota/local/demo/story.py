@@ -37,6 +37,7 @@ _SERVERS: Final = {
 _PROCESSES: Final = {"gateway": "the gateway for people", "notary": "signs checkpoints of the log"}
 _STOP_GRACE: Final = 40.0  # seconds
 _LONGEST: Final = 600.0  # seconds for the whole training
+_FAREWELL: Final = {"FEDOTA_FAREWELL": "1"}  # seconds: all hospitals wait when it ends, and then so does the story
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,14 +113,16 @@ async def _platform(stage: Stage, *, keep: bool) -> AsyncIterator[Progress]:
 
 async def _detached(directory: Path) -> tuple[Callable[[], Awaitable[None]], Callable[[], bool]]:
     """How to stop a platform that goes on without us, and whether it has ended."""
-    supervisor = Detached(directory)
+    supervisor = Detached(directory, {**_FAREWELL, **os.environ})
     return lambda: asyncio.to_thread(supervisor.stop), lambda: supervisor.ended
 
 
 async def _guarded(directory: Path) -> tuple[Callable[[], Awaitable[None]], Callable[[], bool]]:
     """How to stop a platform that ends when we do, and whether it has ended."""
     environment = {name: value for name, value in os.environ.items() if name.startswith("FEDOTA_")}
-    supervisor = await spawn(supervisor_argv(directory), directory=directory, env=environment, log=directory / LOG)
+    supervisor = await spawn(
+        supervisor_argv(directory), directory=directory, env={**_FAREWELL, **environment}, log=directory / LOG
+    )
     return lambda: supervisor.stop(_STOP_GRACE), lambda: supervisor.ended
 
 

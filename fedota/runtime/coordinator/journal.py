@@ -97,7 +97,8 @@ def begin(rules: Rules, resume: Resume, entry: Entry | None, base: ModelRef, now
     if entry is None or not entry.reports:
         round_, attempt = resume.round, resume.attempt
         if resume.finished:
-            return rounds.over(round=round_, attempt=attempt, base=base, now=now, ended=ended), []
+            reason = words.FINISHED if resume.stopped is None else words.stopped(resume.stopped)
+            return rounds.over(round=round_, attempt=attempt, base=base, now=now, ended=ended, reason=reason), []
         return rounds.start(rules, round=round_, attempt=attempt, base=base, now=now, ended=ended)
     (round_, attempt), last = entry.position, entry.reports[-1]
     keys = [one.checkpoint.key for one in entry.reports if one.checkpoint]

@@ -83,9 +83,9 @@ class Platform:
         """Have a report recorded."""
         return await self._ask("report", report, Reported)
 
-    async def revoked(self) -> list[str]:
-        """The organizations of whom nothing counts any more."""
-        return (await self._ask("revoked", RevokedRequest(), RevokedOrganizations)).revoked
+    async def revoked(self, run: int) -> RevokedOrganizations:
+        """The organizations of whom nothing counts any more, and whether this run was stopped."""
+        return await self._ask("revoked", RevokedRequest(run=run), RevokedOrganizations)
 
     async def _ask(self, verb: str, request: msgspec.Struct, kind: type[A]) -> A:
         """Raises `FedotaError`: the service's own, or `unavailable` when nobody answered."""

@@ -33,6 +33,7 @@ from fedota.runtime.coordinator.state import (
     Rules,
     Spoiled,
     State,
+    Stopped,
 )
 from fedota.runtime.coordinator.words import FINISHED, beyond_cap, clients, given, losses, report, seconds, telling
 from fedota.runtime.protocol import Claim, Claimed, Concluded, Held, ModelRef, Orders, Told, Work
@@ -40,6 +41,7 @@ from fedota.runtime.protocol import Claim, Claimed, Concluded, Held, ModelRef, O
 LEASE: Final = 15.0  # seconds of silence after which a selector is taken for dead
 SETTLING: Final = 5.0  # seconds that a coordinator waits for its selectors before it begins anything new
 COLLECTING: Final = 60.0  # seconds, at least, that selectors have for handing their sums over
+_WORSE: Final = 4  # times as long as before nobody is selected after selectors were lost once more
 MOST_AHEAD: Final = 16  # rounds; a training that is so far ahead of what could be stored and recorded waits
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -135,6 +137,9 @@ def _took(rules: Rules, state: State, event: Event, now: float) -> State:
             return _changed(state, unrecorded=[one for one in state.unrecorded if one != key])
         case Revoked(organizations=organizations):
             return _changed(state, revoked=organizations)
+        case Stopped(words=words):
+            ended = Ended(cohort=state.cohort.id) if state.cohort else state.ended
+            return _changed(state, phase="finished", until=math.inf, cohort=None, ended=ended, finished=words)
     return state
 
 
@@ -333,6 +338,8 @@ def _fits(state: State, held: Held) -> bool:
 
 def _select(rules: Rules, state: State, now: float) -> tuple[State, Reports] | None:
     plan = rules.plan
+    if now < state.rests:
+        return None
     there = available(plan, state)
     if there >= plan.selected_count or (now >= state.until and there >= plan.minimum_count):
         return _configure(rules, state, now)
@@ -427,15 +434,27 @@ def _abandon(rules: Rules, state: State, why: str, now: float) -> tuple[State, R
     if final:
         reason = f"The training ended in round {state.round}: {why}."
         return _changed(concluded, phase="finished", until=math.inf, finished=reason), [said]
-    again, reports = _begin(rules, _changed(concluded, attempt=state.attempt + 1), now)
-    return again, [said, *reports]
+    again = _changed(concluded, attempt=state.attempt + 1, rests=_rests(rules.plan, state, now))
+    following, reports = _begin(rules, again, now)
+    return following, [said, *reports]
+
+
+def _rests(plan: Plan, state: State, now: float) -> float:
+    """Before when nobody is selected for the next attempt.
+
+    One that lost its selectors ends long before its time. A selector that dies again and again would take all attempts
+    within seconds, so only the first one is followed at once.
+    """
+    if state.cohort is None or not state.cohort.lost or now >= state.cohort.deadline or state.attempt == 1:
+        return 0.0
+    return min(state.began + LEASE * float(_WORSE) ** (state.attempt - 2), state.cohort.deadline)
 
 
 def _begin(rules: Rules, state: State, now: float) -> tuple[State, Reports]:
     """The selection of an attempt, unless the training is too far ahead."""
     if len(state.unrecorded) >= MOST_AHEAD:
         return _enter(rules, _changed(state, phase="ahead", began=now, until=math.inf), now)
-    until = now + rules.plan.selection_timeout
+    until = max(now, state.rests) + rules.plan.selection_timeout
     return _enter(rules, _changed(state, phase="selection", began=now, until=until), now)
 
 
@@ -467,6 +486,7 @@ def _complete(rules: Rules, state: State, aggregated: Aggregated, now: float) ->
         base=result.model,
         ended=Ended(cohort=aggregated.cohort, counted=aggregated.lives),
         cohort=None,
+        rests=0.0,
         unrecorded=[*state.unrecorded, aggregated.checkpoint.key],
     )
     if final:
@@ -504,7 +524,7 @@ def orders(rules: Rules, state: State, name: str, life: str) -> Orders:
         config=rules.plan.client_config,
         work=work,
         settling=state.phase == "settling",
-        lost=(cohort is not None and life in cohort.lost) or life in state.past,
+        lost=(cohort is not None and life in cohort.lost) or (life in state.past and name not in state.presences),
         last=Concluded(cohort=last.cohort, counted=life in last.counted) if last else None,
         finished=state.finished,
         revoked=state.revoked,

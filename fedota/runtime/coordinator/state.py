@@ -129,7 +129,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
-    """`base` is what the round begins with. `began` and `until` are of the attempt and of its present waiting.
+    """`base` is what the round begins with. `began` and `until` are of the attempt and of its present waiting; before
+    `rests` nobody is selected.
 
     `ended` is the cohort before. `unrecorded` are the keys of the checkpoints whose rounds count but are not recorded
     yet, for want of the object store or of the log. `past` are the lives of selectors that a newer one of the same name
@@ -142,6 +143,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     phase: Phase
     began: float
     until: float
+    rests: float = 0.0
     presences: dict[str, Presence] = {}
     cohort: Cohort | None = None
     ended: Ended | None = None
@@ -204,5 +206,11 @@ class Revoked(msgspec.Struct, frozen=True, kw_only=True):
     organizations: list[str]
 
 
-Event = Tick | Awoken | Told | Claim | Handed | Spoiled | Aggregated | Recorded | Revoked
+class Stopped(msgspec.Struct, frozen=True, kw_only=True):
+    """The run was ended before its last round: nothing more counts. `words` are for its clients."""
+
+    words: str
+
+
+Event = Tick | Awoken | Told | Claim | Handed | Spoiled | Aggregated | Recorded | Revoked | Stopped
 Reports = list[RoundUpdated]

@@ -21,6 +21,7 @@ from fedota.runtime.aggregation import WeightedSum, aggregate, choose_strategy
 from fedota.runtime.contributions import of_updates
 from fedota.runtime.coordinator import rounds, words
 from fedota.runtime.coordinator.collector import Collector
+from fedota.runtime.coordinator.fates import Fates
 from fedota.runtime.coordinator.inspection import digest, not_finite
 from fedota.runtime.coordinator.journal import Entry, Journal, begin, last_checkpoint, still_true
 from fedota.runtime.coordinator.lineage import manifest
@@ -38,6 +39,7 @@ from fedota.runtime.coordinator.state import (
     Revoked,
     Rules,
     Spoiled,
+    Stopped,
     Tick,
 )
 from fedota.runtime.coordinator.storing import DamagedError, Storing
@@ -49,7 +51,7 @@ from fedota.runtime.tensors import read_layout
 _BEAT: Final = 1.0  # seconds
 _SUMS: Final = 2  # in memory, mostly: the total and what is added to it
 _AHEAD: Final = 64  # pieces of a checkpoint that wait to be hashed
-_ATTENTION: Final = 2.0  # seconds between two questions who was revoked
+_ATTENTION: Final = 2.0  # seconds between two questions who was revoked, and whether the run was stopped
 _STOOD_STILL: Final = 3.0  # seconds: a beat that is so late means that the process did not run
 _log = structlog.get_logger(__name__)
 
@@ -82,10 +84,12 @@ class Training:
         self._moved = asyncio.Event()
         self._due = asyncio.Event()
         self._collector: tuple[str, Collector] | None = None
+        self._fates = Fates()
         self._rooms = Rooms(_SUMS)
         self.halted: Exception | None = None
         self.closing = False
         self._recorded = False  # the run's last report
+        self._stopped = False  # from outside, before that
         self._beat = time.monotonic()
         self._begun = asyncio.Event()
         self._doing = "it connects to NATS"  # until it has begun
@@ -227,6 +231,8 @@ class Training:
         before = self.state
         state, reports = rounds.step(self._rules, before, event, time.time())
         self._ended = state.ended
+        if state.ended is not None and state.ended is not before.ended and not state.ended.counted:
+            self._fates.ended(state.ended.cohort)
         self._tell(reports)  # and the journal has them, before anybody is told anything that follows from it
         self.state = state
         if self.state != before:
@@ -245,16 +251,18 @@ class Training:
         self.reporter.tell(reports)
 
     def _keep_reports(self, reports: Sequence[RoundUpdated]) -> None:
+        if self.halted is not None:
+            return
         self._journal.keep(
             Entry(run=self._settings.run, base=self._recorded_base, reports=list(reports), ended=self._ended)
         )
 
     def _is_held(self, report: RoundUpdated) -> bool:
-        """A round is told to be completed only when its checkpoint can be had."""
-        return report.checkpoint is not None and report.checkpoint.key in self._storing
+        """A round is told to be completed only when its checkpoint can be had; of a run that was stopped none is."""
+        return self._stopped or (report.checkpoint is not None and report.checkpoint.key in self._storing)
 
     def _meanwhile(self, report: RoundUpdated) -> RoundUpdated | None:
-        if not self._storing.trouble:
+        if self._stopped or not self._storing.trouble:
             return None
         return words.unstored(report, len(self.state.unrecorded), self._storing.trouble)
 
@@ -283,22 +291,45 @@ class Training:
         try:
             await self.reporter.run()
         except FedotaError as error:
-            self._halt(error)
-            if await self._is_behind():
-                raise  # the log is right: whoever begins again goes on from there
-            _log.critical("a report was refused: the training stops", error=str(error))
-            await asyncio.Event().wait()  # it is for a person to see why, and starting again would not change it
+            if not self._stopped:
+                await self._refused(error)
+            await asyncio.Event().wait()
 
-    async def _is_behind(self) -> bool:
+    async def _refused(self, error: FedotaError) -> None:
+        """What a report's refusal means. Raises `error` where whoever begins again can go on: the log is right."""
+        self._halt(error)
+        resume = await self._asked_again()
+        if resume is not None and resume.stopped is not None:
+            self._stop(resume.stopped)  # it came too late
+        elif self._is_behind(resume):
+            raise error
+        else:  # it is for a person to see why, and starting again would not change it
+            _log.critical("a report was refused: the training stops", error=str(error))
+
+    async def _asked_again(self) -> Resume | None:
+        """What is recorded of the run; None when there is nothing to go on from."""
+        run, retried = self._settings.run, (FedotaError, msgspec.DecodeError)
+        try:
+            return await insist(lambda: self._platform.resume(run), retried=retried, fatal=REFUSED)
+        except FedotaError:
+            return None
+
+    def _is_behind(self, resume: Resume | None) -> bool:
         """Whether the log tells another story than ours: what an earlier life had sent may arrive after all."""
         if self.reporter.number < self._restored:
             return True
-        run, retried = self._settings.run, (FedotaError, msgspec.DecodeError)
-        try:
-            resume = await insist(lambda: self._platform.resume(run), retried=retried, fatal=REFUSED)
-        except FedotaError:
-            return False  # there is nothing to go on from
-        return resume.report != self.reporter.number and not resume.finished
+        return resume is not None and resume.report != self.reporter.number and not resume.finished
+
+    def _stop(self, reason: str) -> None:
+        """The run was ended from outside: clients hear why, nothing more counts, and nothing more is reported.
+
+        Harmless where it had come to its own end: then clients were told so.
+        """
+        if self._recorded or self._stopped:
+            return
+        _log.info("stopped", reason=reason)
+        self._stopped, self.halted = True, None
+        self.happened(Stopped(words=words.stopped(reason)))
 
     async def _send(self, report: Report) -> None:
         reported = await self._platform.report(report)
@@ -313,15 +344,17 @@ class Training:
         self._wake()
 
     async def attend(self) -> None:
-        """Hear who was revoked, for ever: in a round in which nothing is reported for long, too."""
+        """Hear who was revoked and of a stop, for ever: in a round in which nothing is reported for long, too."""
         await self._begun.wait()
         while True:
             await asyncio.sleep(_ATTENTION)
             recorded = self.reporter.number
             with suppress(FedotaError, msgspec.DecodeError):  # whoever sends reports says that nobody answers
-                revoked = await self._platform.revoked()
+                answer = await self._platform.revoked(self._settings.run)
+                if answer.stopped is not None:
+                    self._stop(answer.stopped)
                 if self.reporter.number == recorded:  # else a report's answer may be the newer one
-                    self.happened(Revoked(organizations=revoked))
+                    self.happened(Revoked(organizations=answer.revoked))
 
     async def store(self) -> None:
         """Store the checkpoints, in order, beside the training."""
@@ -371,12 +404,15 @@ class Training:
         """What a selector should be doing now.
 
         Clients are sent home only once the last report is recorded: after a crash before that they are needed again.
+        After a stop they never are.
         """
         orders = rounds.orders(self._rules, self.state, name, life)
-        return orders if self._recorded else msgspec.structs.replace(orders, finished=None)
+        return orders if self._recorded or self._stopped else msgspec.structs.replace(orders, finished=None)
 
     def claim(self, wanted: Claim) -> Claimed:
-        """Whether a selector may accept the update of another one's ticket."""
+        """Whether a selector may accept the update of another one's ticket, or what became of it."""
+        if (fate := self._fates.of(wanted.cohort, wanted.ticket)) is not None:
+            return Claimed(answer=fate)
         answer = rounds.claim(self.state, wanted, time.time())
         self.happened(wanted)
         return answer
@@ -426,7 +462,8 @@ class Training:
         assert self._collector is not None and self.state.cohort is not None
         _, collector = self._collector
         cohort, base, round_, attempt = self.state.cohort.id, self.state.base, self.state.round, self.state.attempt
-        total, self._collector = await collector.close(), None
+        self._collector = None  # whatever happens now, the total is ours
+        total = await collector.close()
         model = await asyncio.to_thread(self._compute, base, total)
         sha256 = model.sha256
         result = Result(
@@ -445,6 +482,8 @@ class Training:
         self._digests = [base.sha256, sha256]  # a selector may still be fetching the one before
         lives = list(collector.lives)
         self.happened(Aggregated(cohort=cohort, lives=lives, result=result, checkpoint=checkpoint))
+        if self._ended == Ended(cohort=cohort, counted=lives):  # else nobody listened, and nothing counts
+            self._fates.ended(cohort, collector.accepted)
         if checkpoint.key in self.state.unrecorded:
             self._storing.add(checkpoint)
         await self._sweep()

@@ -132,6 +132,8 @@ def reason(rules: Rules, state: State) -> str:
             there, wanted = available(plan, state), plan.selected_count
             here = f"{there} of {clients(wanted)} {_are(wanted)} here{beyond_cap(plan, state)}"
             missing = wanted - there
+            if state.rests > state.began:
+                here += f"; nobody is selected before {_clock(state.rests)}, as selectors were lost again"
             return f"{here}; waits for {missing} more until {_clock(state.until)}" if missing > 0 else here
         case "configuration":
             wanted = sum(member.share for member in (cohort.members.values() if cohort else ()))
@@ -188,6 +190,15 @@ def farewell(last: RoundUpdated) -> str:
     if last.stage == "completed":
         return FINISHED
     return f"The training ended in round {last.round}: {last.reason.removeprefix('abandoned: ')}."
+
+
+def stopped(reason: str) -> str:
+    """What clients are told when the run was ended before its last round; the reason may be a person's, or empty."""
+    line = "".join(one for one in " ".join(reason.split()) if one.isprintable())  # a terminal will show it
+    said = line.removeprefix("abandoned: ")[:_LONGEST]
+    if not said:
+        return "The training was stopped."
+    return f"The training was stopped: {said}" + ("" if said[-1] in ".!?…" else ".")
 
 
 def _rounds(count: int) -> str:

@@ -20,7 +20,7 @@ from fedota.contracts.runtime import SelectorSettings
 from fedota.errors import FedotaError
 from fedota.process import Service, attach
 from fedota.runtime.aggregation import checked
-from fedota.runtime.bodies import expects, invite, read_body, send_file, unhurried
+from fedota.runtime.bodies import ONLY_TENSORS, expects, invite, read_body, send_file, unhurried
 from fedota.runtime.protocol import (
     CHECK_IN,
     CLIENT,
@@ -29,6 +29,7 @@ from fedota.runtime.protocol import (
     METRICS_LIMIT,
     MODELS,
     MOST_EXAMPLES,
+    MOST_METRICS,
     OFFSET,
     TICKET,
     UPDATES,
@@ -57,6 +58,9 @@ _MOST_AHEAD: Final = 64 * _AHEAD  # of all that wait for their turn
 _BYTES: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
 # Said to one client about the way there, not about its update: no refusal of the round.
 _PASSING: Final = frozenset({"unavailable", "internal_error", "offset_mismatch"})
+_ELSEWHERE: Final = (
+    "Send the update to the selector that gave you its ticket. This one takes it once that one is known to be gone."
+)
 _GONE: Final = "These weights are not in use now. Check in for the present round."
 _log = structlog.get_logger(__name__)
 
@@ -138,8 +142,9 @@ class Doors:
             self._refused.labels("offset_mismatch").inc()
             return _goes_on_at(error.offset)
         except FedotaError as error:
-            self._note(organization, cohort, error)
-            raise
+            refusal = _in_full(request, error)
+            self._note(organization, cohort, refusal)
+            raise refusal from None
         if received is not None:  # the request was to bring no more than this
             return web.Response(status=204, headers={OFFSET: str(received)})
         return json_response(Received(round=ticket.round, attempt=ticket.attempt))
@@ -174,6 +179,8 @@ class Doors:
         if cohort is None or cohort.id != ticket.cohort:
             if self._selecting.unsure(ticket):
                 raise FedotaError("unavailable", "The selector is coming up. Send the update again.", retry_after=1)
+            if self._selecting.counts(ticket):
+                raise already_reported()
             raise FedotaError("round_over", "The round that this update is for is over. Check in for the next one.")
         return cohort
 
@@ -294,10 +301,10 @@ class Doors:
             return
         match await self._selecting.claim(cohort, ticket):
             case "wait":
-                raise FedotaError("unavailable", "Another selector may have this update. Send it again.", retry_after=1)
-            case "taken":
-                raise FedotaError("already_reported", "Another selector has this update in its sum; it counts once.")
-            case "over":
+                raise FedotaError("unavailable", _ELSEWHERE, retry_after=1)
+            case "taken" | "counted":
+                raise already_reported("Another selector has this update in its sum; it counts once.")
+            case "over" | "left_out":
                 raise FedotaError("round_over", "The round takes no more updates. Check in for the next one.")
 
     def _beside(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -375,14 +382,31 @@ def _examples(request: web.Request) -> int:
 
 def _metrics(request: web.Request) -> dict[str, float]:
     text = request.headers.get(METRICS, "{}")
+    if len(text) > METRICS_LIMIT:
+        raise _wrong_metrics(f"it may have at most {METRICS_LIMIT} bytes, and has {len(text)}")
     try:
-        metrics = msgspec.json.decode(text[: METRICS_LIMIT + 1], type=Metrics) if len(text) <= METRICS_LIMIT else None
+        metrics = msgspec.json.decode(text, type=Metrics)
+    except msgspec.ValidationError as error:
+        raise _wrong_metrics(str(error)) from None
     except (msgspec.DecodeError, UnicodeEncodeError):
-        metrics = None
-    if metrics is None or not all(math.isfinite(value) for value in metrics.values()):
-        what = f"a JSON object of finite numbers, at most {METRICS_LIMIT} bytes"
-        raise FedotaError("invalid_field", f"{METRICS}: send {what}.", fields={METRICS: what})
+        raise _wrong_metrics("it is not JSON") from None
+    if infinite := [name for name, value in metrics.items() if not math.isfinite(value)]:
+        raise _wrong_metrics(f"{infinite[0]!r} is not finite")
     return metrics
+
+
+def _wrong_metrics(why: str) -> FedotaError:
+    what = f"send a JSON object of at most {MOST_METRICS} finite numbers, with names of 1 to 100 characters"
+    return FedotaError("invalid_field", f"{METRICS}: {why}. Correct it: {what}.", fields={METRICS: why})
+
+
+def _in_full(request: web.Request, error: FedotaError) -> FedotaError:
+    """What its client cannot see in it: that the body was taken for more than it was."""
+    problem = error.problem
+    if request.method != "PATCH" or WHOLE in request.headers or problem.code != "update_malformed":
+        return error
+    taken = f"Without {WHOLE} the body was taken for all that was left: send it with each part, and the update anew."
+    return FedotaError(problem.code, f"{problem.detail} {taken}")
 
 
 def _ahead(request: web.Request) -> int:
@@ -409,9 +433,8 @@ def _sent(request: web.Request, spool: Spool) -> _Sent:
         said = f"{WHOLE}: send {what}; this request ends at byte {end}, and it says {whole}."
         raise FedotaError("invalid_field", said, fields={WHOLE: what})
     if whole is not None and whole > spool.size:
-        raise FedotaError(
-            "update_too_large", f"The update has {whole} bytes; for this model {spool.size} are the most."
-        )
+        said = f"The update has {whole} bytes; for this model {spool.size} are the most. {ONLY_TENSORS}"
+        raise FedotaError("update_too_large", said)
     return _Sent(offset, whole, _examples(request), _metrics(request))
 
 

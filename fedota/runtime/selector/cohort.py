@@ -175,9 +175,9 @@ class Cohort:
         return Meta(cohort=self.work.cohort, life=life, collection=collection, accepted=accepted)
 
 
-def already_reported() -> FedotaError:
-    """The error that an update is here, or on its way."""
-    return FedotaError("already_reported", "This update was sent before; it counts once.")
+def already_reported(why: str = "This update was sent before; it counts once.") -> FedotaError:
+    """The error that an update is in a sum, or on its way."""
+    return FedotaError("already_reported", f"{why} Check in with its ticket.")
 
 
 def _round_over() -> FedotaError:

@@ -44,9 +44,20 @@ _HEARTBEAT: Final = 5.0  # seconds; a third of the silence after which the coord
 _GATHERING: Final = 2.0  # seconds that a selection waits for clients between two long polls
 _LONGEST_DELAY: Final = 2.0
 _REMEMBERED: Final = 256  # cohorts; more often in a row no coordinator begins one attempt anew
-_MOST_COUNTED: Final = 100_000  # tickets; some 10 MB
+_MOST_FATES: Final = 100_000  # tickets; some 10 MB
+_ASKING: Final = 5.0  # seconds that the coordinator has to say what became of an update
 _MANY: Final = 100  # organizations; what is told of so many takes its time to make and to read
 _PAUSE: Final = 2e-5  # seconds for each of them until more is told
+# What the coordinator's answer to a claim says of an update whose cohort is over, as we heard. `over`: it does not
+# remember that cohort. The last three: it is not over, and our orders are old.
+_FATES: Final[dict[str, Fate | None]] = {
+    "counted": "counted",
+    "left_out": "over",
+    "over": None,
+    "granted": "pending",
+    "wait": "pending",
+    "taken": "pending",
+}
 _log = structlog.get_logger(__name__)
 
 
@@ -72,7 +83,7 @@ class Selecting:
         self._ordered = asyncio.Event()
         self._changed = asyncio.Event()
         self._told = 0  # messages
-        self._counted: dict[str, None] = {}  # tickets whose updates are part of a checkpoint, the newest last
+        self._fates: dict[str, Fate] = {}  # by ticket, what became of updates whose cohorts are over, the newest last
         self._handing: tuple[str, asyncio.Timeout] | None = None  # the collection for which a sum is being sent
         self._begun: deque[str] = deque(maxlen=_REMEMBERED)  # cohorts
 
@@ -127,9 +138,12 @@ class Selecting:
         last, cohort = orders.last, self.cohort
         if last is None or not last.counted or cohort is None or cohort.id != last.cohort or orders.life != self.life:
             return
-        self._counted |= dict.fromkeys(cohort.accepted)
-        for ticket in list(islice(self._counted, max(0, len(self._counted) - _MOST_COUNTED))):
-            del self._counted[ticket]
+        self._keep_fates(dict.fromkeys(cohort.accepted, "counted"))
+
+    def _keep_fates(self, fates: dict[str, Fate]) -> None:
+        self._fates |= fates
+        for ticket in list(islice(self._fates, max(0, len(self._fates) - _MOST_FATES))):
+            del self._fates[ticket]
 
     async def tell(self) -> None:
         """Say how things stand after each change, and now and then."""
@@ -324,6 +338,15 @@ class Selecting:
 
     async def check_in(self, who: Waiting, ticket: Ticket | None) -> CheckedIn:
         """Hold a client until there is something for it to do. `ticket` is of the update that it still keeps."""
+        answer = await self._held(who, ticket)
+        if ticket is None or isinstance(answer, SendAgain) or answer.update != "over" or ticket.id in self._fates:
+            return answer
+        fate = await self._asked(ticket)
+        if fate is None:
+            return msgspec.structs.replace(answer, known=False)
+        return msgspec.structs.replace(answer, update=fate)
+
+    async def _held(self, who: Waiting, ticket: Ticket | None) -> CheckedIn:
         if ticket is not None and (answer := await self._unsettled(ticket)) is not None:
             return answer
         if (signed := self._again(who, ticket)) is None and not self._finished and not self._closing:
@@ -364,11 +387,11 @@ class Selecting:
         )
 
     def _fate(self, ticket: Ticket | None) -> Fate:
-        """What became of an update."""
+        """What became of an update; `over` also where it may be part of a sum that is not this life's."""
         if ticket is None:
             return "none"
-        if ticket.id in self._counted:
-            return "counted"
+        if (fate := self._fates.get(ticket.id)) is not None:
+            return fate
         if self.cohort is not None and self.cohort.id == ticket.cohort:
             return "pending"
         orders = self._orders
@@ -402,11 +425,27 @@ class Selecting:
     def _soon(self, organization: str) -> float:
         return self.pace.soon(time.monotonic(), organization)
 
+    async def _asked(self, ticket: Ticket) -> Fate | None:
+        """What the coordinator knows of an update whose cohort is over. Nobody waits for one that does not answer."""
+        if not self.connected:
+            return None
+        try:
+            async with asyncio.timeout(_ASKING):
+                answer = (await self._link.claim(self._claim_of(ticket))).answer
+        except (FedotaError, TimeoutError):
+            return None
+        fate = _FATES[answer]
+        if fate in ("counted", "over"):
+            self._keep_fates({ticket.id: fate})
+        return fate
+
+    def _claim_of(self, ticket: Ticket) -> Claim:
+        return Claim(life=self.life, cohort=ticket.cohort, ticket=ticket.id, name=ticket.selector, issuer=ticket.life)
+
     async def claim(self, cohort: Cohort, ticket: Ticket) -> str:
         """Ask for the right to accept the update of a ticket that we did not give out."""
-        claim = Claim(life=self.life, cohort=cohort.id, ticket=ticket.id, name=ticket.selector, issuer=ticket.life)
         try:
-            answer = (await self._link.claim(claim)).answer
+            answer = (await self._link.claim(self._claim_of(ticket))).answer
         except FedotaError:
             return "wait"
         if answer == "granted":
@@ -421,6 +460,10 @@ class Selecting:
     def unsure(self, ticket: Ticket) -> bool:
         """Whether the ticket's cohort may still be going on, for all that we know."""
         return self._fate(ticket) == "pending"
+
+    def counts(self, ticket: Ticket) -> bool:
+        """Whether the ticket's update is part of a checkpoint, as far as it is known here."""
+        return self._fate(ticket) == "counted"
 
     def changed(self) -> None:
         """Something is to be told to the coordinator."""

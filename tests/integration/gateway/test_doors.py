@@ -1,5 +1,6 @@
 """Who gets in, and where: the router's own table is walked, so a new route cannot be forgotten."""
 
+import asyncio
 import gzip
 import io
 from collections.abc import AsyncIterator
@@ -12,8 +13,10 @@ from yarl import URL
 from fedota.events import orchestrator as infra
 from fedota.events.problems import ProblemCompleted, ProblemStopped
 from fedota.kernel.service import SERVICE
+from gateway import web_errors
 from gateway.auth import ACTIONS
 from gateway.routes import ACTIONS_OF, API, PAGES
+from tests.integration.gateway.conftest import TOKENS
 
 _OPEN = {"/livez", "/readyz", "/sign-in", "/static"}
 _PLACES = {"problem": str(uuid4()), "organization": "A", "name": "f", "round": "1", "person": "nobody"}
@@ -149,6 +152,34 @@ async def test_a_form_of_unknown_length_is_not_read(platform: Any) -> None:
     form = {"Content-Type": "application/x-www-form-urlencoded", "Origin": platform.url}
     async with platform.client(None) as nobody:
         assert (await nobody.post("/sign-in", data=chunks(), headers=form)).status == 413
+
+
+async def test_half_a_body_holds_no_connection_for_ever(platform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a stranger's, nor that of somebody who may send one."""
+    monkeypatch.setattr(web_errors, "_PATIENCE", 0.1)
+    form = "Content-Type: application/x-www-form-urlencoded\r\nAccept: text/html\r\n"
+    answers = await asyncio.gather(
+        _half(platform.url, "/sign-in", form),
+        _half(platform.url, "/api/problems", "Content-Type: application/json\r\n"),
+    )
+    assert [status for status, _ in answers] == [504, 504]
+    for _, text in answers:
+        assert "did not come within" in text and "Nothing was done; send it again." in text
+    assert "<html" in answers[0][1] and '"code":"timeout"' in answers[1][1]
+
+
+async def _half(url: str, path: str, headers: str) -> tuple[int, str]:
+    """Status and all that comes until the connection is closed, when half of a body is sent."""
+    place = URL(url)
+    reader, writer = await asyncio.open_connection(place.host, place.port)
+    token = f"Authorization: Bearer {TOKENS['setter']}\r\nOrigin: {url}\r\n"
+    writer.write(
+        f"POST {path} HTTP/1.1\r\nHost: {place.authority}\r\n{token}{headers}Content-Length: 20\r\n\r\ntoken=".encode()
+    )
+    async with asyncio.timeout(20):
+        text = (await reader.read()).decode()
+    writer.close()
+    return int(text.split()[1]), text
 
 
 async def test_a_session_lets_a_browser_in_and_out(platform: Any) -> None:

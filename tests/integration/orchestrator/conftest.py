@@ -44,6 +44,7 @@ class World:
             operator_seed_file=platform.servers.nats_operator,
             system_credentials=platform.servers.nats_keys["system"],
             platform_account=platform.servers.platform_account,
+            farewell=0.0,
         )
         self.children: list[Process] = []
 

@@ -69,10 +69,10 @@ class Coordinator:
         answer = await self.ask("report", to_json(Report(update=update)), timeout)
         return msgspec.json.decode(answer, type=Reported)
 
-    async def revoked(self) -> list[str]:
-        """Ask of whom nothing counts any more."""
-        answer = await self.ask("revoked", to_json(RevokedRequest()))
-        return msgspec.json.decode(answer, type=RevokedOrganizations).revoked
+    async def revoked(self, run: int = 1) -> RevokedOrganizations:
+        """Ask of whom nothing counts any more, and whether the run goes on."""
+        answer = await self.ask("revoked", to_json(RevokedRequest(run=run)))
+        return msgspec.json.decode(answer, type=RevokedOrganizations)
 
     async def resume(self, run: int = 1) -> Resume:
         """Ask where to go on."""

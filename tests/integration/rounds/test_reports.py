@@ -199,11 +199,26 @@ async def test_a_coordinator_hears_of_an_organization_that_was_revoked(served: W
     async with served.coordinator(problem_id) as coordinator:
         for update in reports[:3]:
             assert (await coordinator.reported(update)).revoked == []
-        assert await coordinator.revoked() == []
+        assert (await coordinator.revoked()).revoked == []
         await served.platform.record(ParticipationRevoked(problem_id=problem_id, organization=CLINIC, reason="left"))
         await until(lambda: _is_told(coordinator), "a coordinator is told")
-        assert await coordinator.revoked() == [CLINIC]
+        assert (await coordinator.revoked()).revoked == [CLINIC]
         assert (await coordinator.reported(reports[3])).revoked == [CLINIC]
+
+
+async def test_a_coordinator_hears_that_its_run_was_stopped(served: World) -> None:
+    """When it asks, and when it comes back: with the setter's reason, and of its own run."""
+    problem_id = await served.start()
+    async with served.coordinator(problem_id) as coordinator:
+        assert (await coordinator.resume()).stopped is None
+        assert (await coordinator.revoked()).stopped is None
+        await served.platform.record(ProblemStopped(problem_id=problem_id, run=1, reason="enough"))
+        assert (await coordinator.resume()).stopped == "enough"
+        assert (await coordinator.revoked()).stopped == "enough"
+        await served.start(run=2, problem_id=problem_id)
+        assert (await coordinator.resume(2)).stopped is None
+        assert (await coordinator.revoked(2)).stopped is None
+        assert "run 2 has been started" in ((await coordinator.revoked(1)).stopped or "")
 
 
 async def _is_told(coordinator: Coordinator) -> bool:

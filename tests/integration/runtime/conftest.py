@@ -40,6 +40,7 @@ from fedota.contracts.runtime import (
     Resume,
     ResumeRequest,
     RevokedOrganizations,
+    RevokedRequest,
     SelectorSettings,
 )
 from fedota.errors import FedotaError
@@ -183,8 +184,14 @@ class Platform:
         self.resumed += 1
         return rounds.resume(self.state, msgspec.json.decode(data, type=ResumeRequest).run, self.reports[::-1])
 
-    def _revoked(self, _: bytes) -> RevokedOrganizations:
-        return RevokedOrganizations(revoked=self.state.revoked)
+    def stop(self, reason: str) -> None:
+        """The setter stops the problem."""
+        assert self.state.run is not None
+        self.state = msgspec.structs.replace(self.state, run=msgspec.structs.replace(self.state.run, over=reason))
+
+    def _revoked(self, data: bytes) -> RevokedOrganizations:
+        run = msgspec.json.decode(data, type=RevokedRequest).run
+        return RevokedOrganizations(revoked=self.state.revoked, stopped=rounds.stopped(self.state, run))
 
     def _presign(self, data: bytes) -> Presigned:
         wanted = msgspec.json.decode(data, type=PresignRequest)

@@ -186,7 +186,15 @@ def model_of(value: float) -> Weights:
 
 
 _EXAMPLES = ["0", "-1", "1.5", "", "1e3", "1000000001", "99999999999999999999", "\u0661", "abc"]
-_METRICS = ['{"a": "b"}', "[1]", '{"a": 1', '{"": 1}', '{"a": NaN}', json.dumps({"a": 1, "b" * 5000: 1})]
+_METRICS = {
+    '{"a": "b"}': "got `str`",
+    "[1]": "Expected `object`",
+    '{"a": 1': "it is not JSON",
+    '{"": 1}': "length >= 1",
+    '{"a": NaN}': "it is not JSON",
+    json.dumps({str(number): 1 for number in range(65)}): "length <= 64",
+    json.dumps({"a": 1, "b" * 5000: 1}): "at most 4096 bytes, and has 5015",
+}
 
 
 async def test_examples_and_metrics_are_numbers_within_bounds(world: World) -> None:
@@ -195,8 +203,8 @@ async def test_examples_and_metrics_are_numbers_within_bounds(world: World) -> N
         for examples in _EXAMPLES:
             said = "whole number from 1 to 1000000000"
             await one.refused("update_examples", body(), said, Fedota_Examples=examples)
-        for metrics in _METRICS:
-            await one.refused("invalid_field", body(), "Fedota-Metrics", Fedota_Metrics=metrics)
+        for metrics, said in _METRICS.items():
+            await one.refused("invalid_field", body(), said, Fedota_Metrics=metrics)
         assert (await one.send(body(1.0), Fedota_Metrics='{"loss": 3, "accuracy": 0.5}'))[0] == 200
         assert (await other.send(body(2.0), Fedota_Metrics='{"loss": 0}', Fedota_Examples="1000000000"))[0] == 200
         final = await until(lambda: world.platform.final)

@@ -68,3 +68,4 @@ def test_the_orchestrator_is_told_what_was_given_of_the_selectors() -> None:
     told = {"FEDOTA_SELECTORS_HOST": "fl.hospital.test", "FEDOTA_SELECTORS_TLS": "true"}
     assert load(External, told).selectors == {"selectors_host": "fl.hospital.test", "selectors_tls": True}
     assert load(External, {"FEDOTA_SELECTORS_BIND": "10.0.0.1"}).selectors == {"selectors_bind": "10.0.0.1"}
+    assert load(External, {"FEDOTA_FAREWELL": "0"}).selectors == {"farewell": 0.0}

@@ -211,7 +211,14 @@ _ENDED = changed(SPAWNED, wanted=False, ended=[_END])
         # what should not be there
         (None, None, [], None),
         (None, INFRA, [], Remove(NAMESPACE)),
-        (_ENDED, INFRA, [DEATH], Remove(NAMESPACE)),
+        # clients that come late hear of the end, for as long as there is somebody to tell them and nobody else waits
+        (_ENDED, INFRA, [DEATH], Remove(NAMESPACE, farewell=True)),
+        (_ENDED, infra(answering={}), [], Remove(NAMESPACE, farewell=True)),
+        (_ENDED, infra(launched=False), [], Remove(NAMESPACE)),
+        (_ENDED, infra(failure=_FAILURE), [], Remove(NAMESPACE)),
+        (changed(_ENDED, said="nothing"), INFRA, [], Remove(NAMESPACE)),
+        (changed(SPAWNED, run=3, ended=[_END]), INFRA, [], Remove(NAMESPACE)),
+        (changed(SPAWNED, run=3, ended=[_END], wanted=False), INFRA, [], Remove(NAMESPACE)),
         (_ENDED, None, [DEATH], stopped(2, 9)),
         (changed(_ENDED, ended=[]), None, [], None),
         (changed(_ENDED, ended=[]), infra(launched=False), [], Remove(NAMESPACE)),

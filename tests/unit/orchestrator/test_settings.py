@@ -31,6 +31,14 @@ def test_one_of_the_two_ways_into_nats_is_enough(way: dict[str, str]) -> None:
     assert elsewhere.namespaces_directory == Path("/r")
 
 
+@pytest.mark.parametrize("seconds", ["-1", "nan", "inf", "soon"])
+def test_a_farewell_is_a_number_of_seconds(seconds: str) -> None:
+    """One that never ends would leave what is over running for ever."""
+    assert load(Settings, _BASE | _SHARED | {"FEDOTA_FAREWELL": "0"}).farewell == 0
+    with pytest.raises(SettingsError, match="farewell"):
+        load(Settings, _BASE | _SHARED | {"FEDOTA_FAREWELL": seconds})
+
+
 @pytest.mark.parametrize(
     ("environment", "words"),
     [

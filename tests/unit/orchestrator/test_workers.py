@@ -79,6 +79,46 @@ async def test_what_fails_is_left_to_the_next_wake() -> None:
         assert work.begun == ["a"] * 5
 
 
+async def test_work_that_asks_for_it_is_done_again_later() -> None:
+    """Unless it was woken before: then what it says that time counts."""
+    begun: list[str] = []
+    left = [60.0, 0.001]
+    twice = asyncio.Event()
+
+    async def work(name: str) -> float | None:
+        begun.append(name)
+        if len(begun) == 3:
+            twice.set()
+        return left.pop(0) if left else None
+
+    async with Workers.open(work) as workers:
+        workers.wake(["a"])
+        await _rest()
+        assert begun == ["a"]
+        workers.wake(["a"])
+        await asyncio.wait_for(twice.wait(), 5)
+        await _rest()
+        assert workers._timers == {}
+
+
+async def test_on_the_way_out_no_later_work_is_left() -> None:
+    """It would find everything closed."""
+    begun: list[str] = []
+
+    async def work(name: str) -> float:
+        begun.append(name)
+        return 0.0
+
+    async with Workers.open(work) as workers:
+        workers.wake(["a"])
+        async with asyncio.timeout(5):
+            while not workers._timers:  # noqa: ASYNC110 - it is set in the step that ends the first
+                await asyncio.sleep(0)
+        before = len(begun)
+    await _rest()
+    assert len(begun) == before
+
+
 async def test_on_the_way_out_nothing_goes_on() -> None:
     """What is at work is cancelled, and not begun again."""
     work = Work()

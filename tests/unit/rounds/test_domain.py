@@ -20,7 +20,7 @@ from fedota.events.problems import (
     ProblemStopped,
 )
 from fedota.events.rounds import Checkpoint, Contribution, Refusal, RoundUpdated
-from services.rounds.domain import State, decide, evolve, resume
+from services.rounds.domain import State, decide, evolve, resume, stopped
 from tests.support.events import recorded
 
 ID: Final = "01890a5d-ac96-774b-bcce-b302099a8057"
@@ -319,6 +319,7 @@ def test_a_run_that_is_not_the_newest_ends_nothing() -> None:
 
 
 ONE: Final = ROUND_1[-1].checkpoint
+_SINCE: Final = "run 2 has been started since; it has new join kits"
 RESUMES: Final[list[tuple[Sequence[EventData], Resume]]] = [
     ((), Resume()),
     (FIRST[:1], Resume(report=1)),
@@ -332,9 +333,22 @@ RESUMES: Final[list[tuple[Sequence[EventData], Resume]]] = [
         (*ROUND_1, *LATER, FINAL),
         Resume(report=8, round=3, checkpoint=FINAL.checkpoint, finished=True),
     ),
-    ((*FIRST, STOPPED), Resume(report=3, finished=True)),
-    ((STOPPED,), Resume(finished=True)),
-    ((*FIRST, STOPPED, AGAIN), Resume(report=3, finished=True)),
+    (
+        (*ROUND_1, *LATER, FINAL, COMPLETED),
+        Resume(report=8, round=3, checkpoint=FINAL.checkpoint, finished=True),
+    ),
+    (  # the last report was as quick as the stop: the round is done
+        (*ROUND_1, *LATER, FINAL, STOPPED),
+        Resume(report=8, round=3, checkpoint=FINAL.checkpoint, finished=True),
+    ),
+    ((*FIRST, STOPPED), Resume(report=3, finished=True, stopped="stopped by the setter")),
+    ((STOPPED,), Resume(finished=True, stopped="stopped by the setter")),
+    ((msgspec.structs.replace(STOPPED, reason=""),), Resume(finished=True, stopped="")),
+    ((*FIRST, STOPPED, AGAIN), Resume(report=3, finished=True, stopped=_SINCE)),
+    (
+        (*FIRST, told("abandoned", 4, final=True), STOPPED),
+        Resume(report=4, attempt=2, finished=True, stopped="stopped by the setter"),
+    ),
 ]
 
 
@@ -350,6 +364,24 @@ def test_what_resumes_is_accepted(before: Sequence[EventData], expected: Resume)
     """A coordinator that does as it is told finds its first report accepted."""
     first = told("selection", expected.report + 1, expected.round, expected.attempt)
     assert judged(first, *BEGUN, *before) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "run", "why"),
+    [
+        ((), 1, None),
+        ((STARTED,), 1, None),
+        ((STARTED,), 2, None),
+        ((STARTED, STOPPED), 1, "stopped by the setter"),
+        ((STARTED, STOPPED), 0, None),  # who does not say of which run it is
+        ((STARTED, STOPPED, AGAIN), 1, _SINCE),
+        ((STARTED, STOPPED, AGAIN), 2, None),
+        ((STARTED, COMPLETED), 1, None),
+    ],
+)
+def test_a_stop_is_known_by_its_reason(before: Sequence[EventData], run: int, why: str | None) -> None:
+    """A completed run was not stopped, however it is asked."""
+    assert stopped(after(*before), run) == why
 
 
 @pytest.mark.parametrize("state", [lambda: State(), lambda: after(STARTED)])

@@ -355,10 +355,43 @@ def test_a_life_that_was_taken_for_an_earlier_one_begins_again() -> None:
     runner.told("a", life="a1")
     runner.told("a", 3, life="a2")
     assert runner.state.waiting == 0
+    assert not rounds.orders(runner.rules, runner.state, "a", "a2").lost, "the other one may live"
+    runner.told("a", 3, life="a2", after=rounds.LEASE)
     assert rounds.orders(runner.rules, runner.state, "a", "a2").lost
     runner.told("a", 3, life="a3")
     assert runner.state.waiting == 3
     assert not rounds.orders(runner.rules, runner.state, "a", "a3").lost
+
+
+def test_of_two_processes_of_one_name_the_newer_stays() -> None:
+    """They do not throw each other out for ever, each time with a new life."""
+    runner = selecting()
+    for _ in range(5):
+        runner.told("a", 1, life="a1")
+        runner.told("a", 2, life="a2")
+        assert not rounds.orders(runner.rules, runner.state, "a", "a1").lost
+        assert not rounds.orders(runner.rules, runner.state, "a", "a2").lost
+    assert runner.state.waiting == 2 and runner.state.past == {"a", "a1"}
+
+
+def test_a_selector_that_dies_again_and_again_does_not_take_all_attempts_at_once() -> None:
+    """The first attempt is followed at once: mostly that was all. After others it is waited, ever longer."""
+    runner = selecting(plan(attempts=5, report_timeout=600.0))
+    spent, life = [], 0
+    while runner.phase() != "finished":
+        began = runner.now
+        while runner.phase() == "selection":
+            runner.told("b", 1, after=1)
+            runner.told("a", 2, life=f"a{life}")
+        runner.told("b", selected=1, begun=1)
+        runner.told("a", selected=2, begun=0, life=f"a{life}", after=0.1)
+        life += 1
+        runner.told("a", life=f"a{life}")
+        spent.append(round(runner.now - began))
+        assert "a was lost" in runner.reports[-1].reason or "a was lost" in runner.reports[-2].reason
+    assert spent == [1, 1, 14, 46, 194]
+    rested = [one.reason for one in runner.reports if "nobody is selected before" in one.reason]
+    assert len(rested) == 3 and all("as selectors were lost again" in one for one in rested)
 
 
 def test_sums_that_are_asked_for_again_are_asked_for_by_another_name() -> None:

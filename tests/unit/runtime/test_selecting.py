@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -13,7 +14,7 @@ from fedota.contracts.runtime import SelectorSettings
 from fedota.errors import FedotaError
 from fedota.runtime.aggregation import Weights
 from fedota.runtime.places import whole
-from fedota.runtime.protocol import ComeBack, Concluded, Fate, Meta, ModelRef, Orders, Selected, Work
+from fedota.runtime.protocol import Claim, Claimed, ComeBack, Concluded, Meta, ModelRef, Orders, Selected, Work
 from fedota.runtime.selector import pool as pool_module
 from fedota.runtime.selector import selecting as module
 from fedota.runtime.selector.pool import Waiting
@@ -38,7 +39,11 @@ def selecting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Selecting:
     async def have(_: ModelRef) -> Layout:
         return layout_of(memoryview(BODY))
 
+    async def claim(_: Claim) -> Claimed:
+        return Claimed(answer="left_out")
+
     monkeypatch.setattr(made, "_have", have)
+    monkeypatch.setattr(made._link, "claim", claim)
     monkeypatch.setattr(module, "_GATHERING", 0.0)
     (tmp_path / "models").mkdir()
     return made
@@ -141,14 +146,15 @@ async def test_a_selector_tells_all_shares_back(selecting: Selecting) -> None:
     assert (held.shares, held.share, held.selected) == (shares, 0, 0)
 
 
-async def fate(one: Selecting, ticket: Ticket) -> Fate:
-    """What a client hears of the update that it keeps, when its poll ends."""
+async def fate(one: Selecting, ticket: Ticket) -> str:
+    """What a client hears of the update that it keeps, when its poll ends; "unknown" where it is not known."""
     task = asyncio.create_task(one.check_in(Waiting(ticket.organization, ticket.client), ticket))
     await _until(lambda: len(one.pool) > 0)
     one.pool.dismiss()
     answer = await task
     assert isinstance(answer, ComeBack)
-    return answer.update
+    assert answer.known is msgspec.UNSET or (answer.update, answer.known) == ("over", False)
+    return answer.update if answer.known is msgspec.UNSET else "unknown"
 
 
 async def test_whose_updates_count_is_known_some_rounds_later(selecting: Selecting) -> None:
@@ -164,14 +170,85 @@ async def test_whose_updates_count_is_known_some_rounds_later(selecting: Selecti
 
 async def test_only_so_many_updates_are_remembered(selecting: Selecting, monkeypatch: pytest.MonkeyPatch) -> None:
     """The newest ones."""
-    monkeypatch.setattr(module, "_MOST_COUNTED", 2)
+    monkeypatch.setattr(module, "_MOST_FATES", 2)
     kept = []
     for number in range(3):
         await obeys(selecting, orders(selecting, cohort=f"k{number}"))
         kept.append(await reports(selecting, f"t{number}"))
         concluded = Concluded(cohort=f"k{number}", counted=True)
         await obeys(selecting, Orders(life=selecting.life, model=BASE, config={}, last=concluded))
-    assert [await fate(selecting, ticket) for ticket in kept] == ["over", "counted", "counted"]
+    assert list(selecting._fates) == ["t1", "t2"]
+    assert [await fate(selecting, ticket) for ticket in kept[1:]] == ["counted", "counted"]
+
+
+def of_another(one: Selecting) -> Ticket:
+    """The ticket of an update that another selector took, in a cohort that is over."""
+    return Ticket(
+        id="t", organization="org", client="a", round=1, attempt=1, cohort="before", selector="selector-1", life="other"
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "said", "asked"),
+    [("counted", "counted", 1), ("left_out", "over", 1), ("over", "unknown", 2), ("wait", "pending", 2)],
+)
+async def test_the_coordinator_knows_what_became_of_other_selectors_updates(
+    selecting: Selecting, monkeypatch: pytest.MonkeyPatch, answer: Any, said: str, asked: int
+) -> None:
+    """It is asked before a client is told that it was left out, and what it knows is remembered."""
+    claims: list[Claim] = []
+
+    async def claim(wanted: Claim) -> Claimed:
+        claims.append(wanted)
+        return Claimed(answer=answer)
+
+    monkeypatch.setattr(selecting._link, "claim", claim)
+    await obeys(selecting, orders(selecting))
+    ticket = of_another(selecting)
+    assert [await fate(selecting, ticket) for _ in range(2)] == [said, said]
+    assert len(claims) == asked
+    assert (claims[0].cohort, claims[0].ticket, claims[0].issuer) == ("before", "t", "other")
+    assert selecting.counts(ticket) is (said == "counted")
+
+
+async def test_who_is_selected_hears_it_too(selecting: Selecting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was selected is not changed by it."""
+
+    async def claim(_: Claim) -> Claimed:
+        return Claimed(answer="counted")
+
+    monkeypatch.setattr(selecting._link, "claim", claim)
+    await obeys(selecting, orders(selecting, cohort="before", share=0))
+    await obeys(selecting, orders(selecting, cohort="between", share=0))
+    task = asyncio.create_task(selecting.check_in(A, of_another(selecting)))
+    await _until(lambda: len(selecting.pool) > 0)
+    await obeys(selecting, orders(selecting, cohort="next", round=2))
+    answer = await asyncio.wait_for(task, 5)
+    assert isinstance(answer, Selected) and (answer.round, answer.update) == (2, "counted")
+
+
+@pytest.mark.parametrize("trouble", ["it is not there", "it refuses", "it never answers"])
+async def test_nobody_waits_for_a_dead_coordinator_to_say(
+    selecting: Selecting, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    """What nobody knows is said to be so: not that the round went on without the client."""
+    asked = 0
+
+    async def claim(_: Claim) -> Claimed:
+        nonlocal asked
+        asked += 1
+        if trouble == "it refuses":
+            raise FedotaError("unavailable", "It was killed.")
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(module, "_ASKING", 0.01)
+    monkeypatch.setattr(selecting._link, "claim", claim)
+    await obeys(selecting, orders(selecting))
+    selecting.connected = trouble != "it is not there"
+    async with asyncio.timeout(5):
+        assert await fate(selecting, of_another(selecting)) == "unknown"
+    assert asked == selecting.connected
 
 
 @pytest.mark.parametrize("cut_off", ["before", "meanwhile"])

@@ -15,7 +15,15 @@ import pytest
 import safetensors.numpy
 from aiohttp import web
 
-from fedota.contracts.runtime import CoordinatorSettings, Presigned, PresignRequest, Report, Reported, Resume
+from fedota.contracts.runtime import (
+    CoordinatorSettings,
+    Presigned,
+    PresignRequest,
+    Report,
+    Reported,
+    Resume,
+    RevokedOrganizations,
+)
 from fedota.errors import FedotaError
 from fedota.events.problems import ModelFile, Plan
 from fedota.process import serving
@@ -29,7 +37,7 @@ from fedota.runtime.coordinator.state import Cohort, Member, Rules, Spoiled, Tic
 from fedota.runtime.coordinator.storing import DamagedError
 from fedota.runtime.coordinator.training import Training
 from fedota.runtime.places import whole
-from fedota.runtime.protocol import Meta
+from fedota.runtime.protocol import Accepted, Claim, Concluded, Meta
 from fedota.runtime.tensors import layout_of
 
 MODEL = safetensors.numpy.save({"w": np.arange(10_000, dtype=np.float32)})
@@ -43,7 +51,7 @@ class Ground:
     def __init__(self, directory: Path) -> None:
         self.url = ""
         self.ranges: list[str] = []
-        self.asked: asyncio.Queue[asyncio.Future[list[str]]] = asyncio.Queue()  # who was revoked
+        self.asked: asyncio.Queue[asyncio.Future[RevokedOrganizations]] = asyncio.Queue()  # who was revoked
         self.refusal: FedotaError | None = None
         self.resumed = asyncio.Event()  # that is asked again
         self.resuming: asyncio.Future[Resume] | None = None  # the answer then
@@ -73,11 +81,12 @@ class Ground:
             raise self.refusal
         return Reported(position=report.update.report, revoked=["org"])
 
-    async def revoked(self) -> list[str]:
+    async def revoked(self, run: int) -> RevokedOrganizations:
         """As the test says."""
+        assert run == 1
         answer = asyncio.get_running_loop().create_future()
         self.asked.put_nowait(answer)
-        return cast("list[str]", await answer)
+        return cast("RevokedOrganizations", await answer)
 
 
 @pytest.fixture
@@ -131,10 +140,10 @@ async def test_an_older_answer_does_not_let_the_revoked_in_again(
     reporting = asyncio.create_task(training.report())
     while not training.reporter.number:
         await training.changed.wait()
-    older.set_result([])
+    older.set_result(RevokedOrganizations(revoked=[]))
     newer = await ground.asked.get()
     assert training.state.revoked == ["org"]
-    newer.set_result([])
+    newer.set_result(RevokedOrganizations(revoked=[]))
     await ground.asked.get()
     assert training.state.revoked == []
     for task in (attending, reporting):
@@ -223,7 +232,152 @@ async def test_the_journal_of_a_damaged_checkpoint_does_not_come_back(
     with pytest.raises(DamagedError):
         await training.store()
     an_attempt_ends(training, monkeypatch)
+    training._keep_reports([])  # as the reporter does, which goes on until then
     assert not (tmp_path / "journal.json").exists()
+
+
+async def finished(training: Training) -> None:
+    """Its selectors are told that it is over."""
+    async with asyncio.timeout(5):
+        while training.orders("s", "a").finished is None:
+            await training.changed.wait()
+
+
+async def test_a_stop_is_told_and_nothing_more_is_reported(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To each selector, with the reason, whatever it was doing; the coordinator stays ready."""
+    monkeypatch.setattr(module, "_ATTENTION", 0.0)
+    training = await loaded(ground, tmp_path)
+    cohort = Cohort(id="c", deadline=time.time() + 1000, members={"a": Member(name="s", share=1)})
+    training.state = msgspec.structs.replace(training.state, phase="reporting", cohort=cohort)
+    assert training.orders("s", "a").work is not None
+    attending = asyncio.create_task(training.attend())
+    (await ground.asked.get()).set_result(RevokedOrganizations(revoked=["org"], stopped="Enough."))
+    (await ground.asked.get()).set_result(RevokedOrganizations(revoked=[], stopped="Enough."))
+    await ground.asked.get()
+    orders = training.orders("s", "a")
+    assert (orders.finished, orders.work, orders.settling) == ("The training was stopped: Enough.", None, False)
+    assert orders.last == Concluded(cohort="c", counted=False)
+    assert training.claim(Claim(life="b", cohort="c", ticket="t", name="s", issuer="a")).answer == "left_out"
+    with pytest.raises(FedotaError, match="round_over"):
+        training.require_wanted(Meta(cohort="c", life="a", collection="", accepted=[]))
+    reporting = asyncio.create_task(training.report())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert training.reporter.number == 0 and training.reporter.waiting, "a report was sent that would be refused"
+    await training.check()
+    for task in (attending, reporting):
+        assert not task.done()
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+@pytest.mark.parametrize("restored", [0, 3])
+async def test_a_report_that_comes_after_a_stop_is_no_fault(ground: Ground, tmp_path: Path, restored: int) -> None:
+    """Its refusal may be the first that is heard of the stop: nothing dies of that, and nothing is broken."""
+    training = await loaded(ground, tmp_path)
+    training._restored = restored
+    ground.refusal = FedotaError("report_refused", "Run 1 is over (Enough.).")
+    ground.resuming = asyncio.get_running_loop().create_future()
+    ground.resuming.set_result(Resume(report=3, finished=True, stopped="Enough."))
+    reporting = asyncio.create_task(training.report())
+    await finished(training)
+    assert training.orders("s", "a").finished == "The training was stopped: Enough."
+    assert not reporting.done()
+    await training.check()
+    reporting.cancel()
+    with suppress(asyncio.CancelledError):
+        await reporting
+
+
+async def test_a_report_on_its_way_when_the_stop_is_heard_is_no_fault(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused then."""
+    training = await loaded(ground, tmp_path)
+
+    async def refuse(_: Report) -> Reported:
+        training._stop("Enough.")
+        raise FedotaError("report_refused", "Run 1 is over (Enough.).")
+
+    monkeypatch.setattr(ground, "report", refuse)
+    reporting = asyncio.create_task(training.report())
+    await finished(training)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not reporting.done()
+    await training.check()
+    reporting.cancel()
+    with suppress(asyncio.CancelledError):
+        await reporting
+
+
+async def test_a_run_that_came_to_its_own_end_was_not_stopped(ground: Ground, tmp_path: Path) -> None:
+    """The problem is stopped for that very reason, and the coordinator has its own words for it."""
+    training = await loaded(ground, tmp_path)
+    training.state = msgspec.structs.replace(training.state, phase="finished", finished="The training ended.")
+    training._recorded = True
+    training._stop("abandoned: too few; the training ends here")
+    assert training.orders("s", "a").finished == "The training ended."
+
+
+async def aggregating(training: Training) -> Collector:
+    """The one sum of a cohort was handed over."""
+    cohort = Cohort(id="c", deadline=time.time() + 1000, members={"a": Member(name="s", handed=True)}, collections=1)
+    training.state = msgspec.structs.replace(training.state, phase="collecting", until=cohort.deadline, cohort=cohort)
+    collector = training.collector
+    assert collector is not None
+    accepted = [Accepted(ticket="t", organization="org", examples=1, metrics={})]
+    sum_ = whole(memoryview(bytearray(collector.size)))
+    await collector.take(Meta(cohort="c", life="a", collection="", accepted=accepted), sum_)
+    training.state = msgspec.structs.replace(training.state, phase="aggregating")
+    return collector
+
+
+def require_left_out(training: Training) -> None:
+    """The update is not part of anything, and its client is told so."""
+    assert training.orders("s", "a").finished == "The training was stopped: Enough."
+    assert training.claim(Claim(life="b", cohort="c", ticket="t", name="s", issuer="a")).answer == "left_out"
+    assert training.unrecorded() == 0
+
+
+async def test_a_stop_while_the_next_weights_are_computed(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are nobody's any more: the updates do not count, and the coordinator does not end."""
+    training = await loaded(ground, tmp_path)
+    await aggregating(training)
+    compute, loop = training._compute, asyncio.get_running_loop()
+
+    def stopped_meanwhile(*args: Any) -> Any:
+        loop.call_soon_threadsafe(training._stop, "Enough.")
+        return compute(*args)
+
+    monkeypatch.setattr(training, "_compute", stopped_meanwhile)
+    await training._conclude()
+    require_left_out(training)
+
+
+async def test_a_stop_while_the_last_sum_is_added(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits to be added is not dropped under the hands of who takes the total, who would find none and end."""
+
+    async def later() -> None:
+        """As sums that wait in files for the one that has the memory."""
+
+    training = await loaded(ground, tmp_path)
+    with monkeypatch.context() as then:
+        then.setattr(Collector, "_add", lambda _: later())
+        collector = await aggregating(training)
+    async with collector._alone():
+        concluding = asyncio.create_task(training._conclude())
+        await asyncio.sleep(0)
+        training._stop("Enough.")
+    await asyncio.wait_for(concluding, 5)
+    require_left_out(training)
 
 
 async def test_of_sums_that_nobody_waits_for_nothing_is_kept(ground: Ground, tmp_path: Path) -> None:
