@@ -46,7 +46,7 @@ CATALOGUE: Final[dict[str, Kind]] = {
     "token_refused": Kind(401, "The participation token is not valid here"),
     "ticket_refused": Kind(403, "The ticket is not valid for this round"),
     "round_over": Kind(409, "The round takes no more updates"),
-    "already_reported": Kind(409, "This client's update was counted already"),
+    "already_reported": Kind(409, "This update was sent before"),
     "offset_mismatch": Kind(409, "The update goes on from another place"),
     "update_malformed": Kind(422, "The update is not a valid safetensors body"),
     "update_mismatch": Kind(422, "The update's tensors do not match the model"),
@@ -57,7 +57,7 @@ CATALOGUE: Final[dict[str, Kind]] = {
     "conflict": Kind(409, "Somebody else changed this at the same moment"),
     "internal_error": Kind(500, "Something went wrong on our side"),
     "unavailable": Kind(503, "A part of the platform does not answer"),
-    "timeout": Kind(504, "The outcome is unknown"),
+    "timeout": Kind(504, "It took too long"),
 }
 
 

@@ -17,7 +17,7 @@ from gateway.queries import for_eyes_of
 from gateway.reading import at_of, fresh, questions_of, reading
 from gateway.reads import Row
 from gateway.sessions import Sessions
-from gateway.web_errors import Handler, require_plain, whole_number
+from gateway.web_errors import Handler, in_time, require_plain, whole_number
 
 _SHOWN_PROBLEMS: Final = 200
 _SHOWN_ATTEMPTS: Final = 100
@@ -151,7 +151,7 @@ async def _form(request: web.Request) -> Mapping[str, object]:
     if request.content_length is None or request.content_length > _FORM_LIMIT:
         raise FedotaError("too_large", f"The form may have at most {_FORM_LIMIT} bytes, and says how many it has.")
     try:
-        return await request.post()
+        return await in_time(request.post())
     except UnicodeDecodeError:
         raise what from None
 

@@ -1,5 +1,6 @@
 """Every error that leaves the gateway is problem+json, and nothing else leaves it."""
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from fedota.kernel.bus import invalid_field
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 B = TypeVar("B")
 BODY_LIMIT: Final = 1024 * 1024
+_PATIENCE: Final = 60.0  # seconds for a whole body: 17 KiB a second at the slowest. Files go to the object store.
 _Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 _log = structlog.get_logger(__name__)
 
@@ -83,13 +85,23 @@ def require_plain(request: web.Request) -> None:
         raise FedotaError("unsupported_encoding", "Send the body as it is, without Content-Encoding.")
 
 
+async def in_time(reading: Awaitable[B]) -> B:
+    """What a request's body is read as. Raises `timeout`: who sends half of one must not hold a connection for ever."""
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            return await reading
+    except TimeoutError:
+        said = f"The request's body did not come within {_PATIENCE:.0f} seconds. Nothing was done; send it again."
+        raise FedotaError("timeout", said) from None
+
+
 async def body_of(request: web.Request, kind: type[B], **address: str) -> B:
     """The request's JSON body, checked against `kind`; an empty body is an empty object.
 
     `address` are the fields that the request's address gives: the body must leave them out.
     """
     require_plain(request)
-    body = await request.read() or b"{}"
+    body = await in_time(request.read()) or b"{}"
     try:
         fields = msgspec.json.decode(body, type=dict[str, Any])
         json.loads(body, object_pairs_hook=_unambiguous)

@@ -4,13 +4,14 @@ import asyncio
 import hashlib
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
 from fedota.client.errors import ClientError
 from fedota.client.kits import require_usable
-from fedota.client.selectors import NoAnswerError, Selectors
+from fedota.client.selectors import NoAnswerError, Selectors, bounded
 from fedota.client.train import Train, Update, call_train
 from fedota.contracts.kit import Kit
 from fedota.errors import FedotaError
@@ -19,9 +20,12 @@ from fedota.runtime.tensors import layout_of
 
 Say = Callable[[str], None]
 R = TypeVar("R")
-_AGAIN: Final = frozenset({"unavailable", "internal_error", "timeout", "offset_mismatch"})  # worth asking again
+_AGAIN: Final = frozenset({"unavailable", "timeout", "offset_mismatch"})  # worth asking again
 _CLOSELY: Final = 60.0  # seconds in which a second damaged model has to do with the first one
 _MISSED: Final = frozenset({"round_over", "ticket_refused", "not_found"})  # the round goes on without us
+_NOT_KNOWN: Final = "is over; whether your update counts is not known here any more, the problem's page shows it"
+_FIRST_SILENCE: Final = 60.0  # seconds until a line is said again
+_LONGEST_SILENCE: Final = 3600.0
 
 
 class Kept(NamedTuple):
@@ -55,7 +59,8 @@ class _Client:
         self._kept: Kept | None = None
         self._begun = False  # whether the kept update, or a part of it, may have arrived somewhere
         self._arrived = False
-        self._say = _without_repeating(say)
+        self._lines = _Lines(say)
+        self._say = self._lines.news
 
     async def run(self) -> None:
         while True:
@@ -64,25 +69,26 @@ class _Client:
                 if await self._obey(answer):
                     return
             except NoAnswerError as error:
-                self._say(f"a selector does not answer ({error}); trying again ...")
+                self._lines.now_and_then(f"a selector does not answer ({error}); trying again ...")
             except FedotaError as error:
                 await self._overcome(error)
 
     async def _check_in(self) -> CheckedIn:
         if self._kept is None:
-            self._say("waiting to be selected ...")
+            self._lines.now_and_then("waiting to be selected ...")
         answer = await self._selectors.check_in(self._kept.selected.ticket if self._kept else None)
         if not isinstance(answer, SendAgain):
-            self._learn(answer.update)
+            self._learn(answer.update, known=answer.known is not False)
         return answer
 
-    def _learn(self, fate: Fate) -> None:
+    def _learn(self, fate: Fate, *, known: bool) -> None:
         """What became of the update that was kept."""
         if self._kept is None or fate in ("none", "pending"):
             return
         number = self._kept.selected.round
         self._kept = None
-        self._say(f"round {number}: your update counts" if fate == "counted" else f"round {number}: ended without you")
+        without = "ended without you" if known else _NOT_KNOWN
+        self._say(f"round {number}: {'your update counts' if fate == 'counted' else without}")
 
     async def _obey(self, answer: CheckedIn) -> bool:
         """Do as the selector says; True when the training is finished."""
@@ -94,11 +100,12 @@ class _Client:
                 await self._take_part(answer)
             case SendAgain():
                 await self._send()
-            case ComeBack(seconds=seconds):
+            case ComeBack():
+                seconds = bounded(answer.seconds)
                 if seconds and answer.update == "pending" and not self._arrived:
                     self._selectors.turn()  # this one cannot take the update; the one that was to have it may live
                 if seconds >= 5:
-                    self._say(f"the selector asks to come back after {seconds:.0f} seconds")
+                    self._lines.now_and_then(f"the selector asks to come back after {seconds:.0f} seconds")
                 await self._selectors.pause(seconds)
         return False
 
@@ -166,28 +173,42 @@ class _Client:
         problem = error.problem
         if problem.code in _MISSED:
             if self._kept is not None:
-                self._say(f"round {self._kept.selected.round}: too late, the round went on without your update")
-            self._kept = None
+                self._say(f"round {self._kept.selected.round}: too late, no more updates are taken")
+            if problem.code != "round_over":  # else it may have arrived before, and the next check-in tells
+                self._kept = None
             await self._selectors.pause(0.1)
         elif problem.code in _AGAIN:
-            await self._selectors.pause(problem.retry_after or 1)
+            if problem.code == "unavailable":
+                why = problem.detail or problem.title
+                self._lines.now_and_then(f"a selector puts this client off ({why}); trying again ...")
+            await self._selectors.pause(max(1, problem.retry_after or 1))
         elif problem.code == "token_refused":
             raise ClientError(problem.detail or "The selector refused the join kit's token. Fetch a new join kit.")
         else:
             raise ClientError(f"The selector refused the update: {problem.detail or problem.title}")
 
 
-def _without_repeating(say: Say) -> Say:
-    """The same line twice in a row tells nothing new."""
-    last = ""
+class _Lines:
+    """Says each line at once, and again only after a while that grows each time, or when there was news in between."""
 
-    def once(line: str) -> None:
-        nonlocal last
-        if line != last:
-            say(line)
-        last = line
+    def __init__(self, say: Say) -> None:
+        self._hear = say
+        self._said: dict[str, tuple[float, float]] = {}  # until when it is not said again, and how long that was
 
-    return once
+    def news(self, line: str) -> None:
+        """The training goes on."""
+        if line not in self._said:
+            self._said.clear()
+        self.now_and_then(line)
+
+    def now_and_then(self, line: str) -> None:
+        """What may be so for hours, over and over."""
+        now = monotonic()
+        until, silence = self._said.get(line, (0.0, _FIRST_SILENCE / 2))
+        if now >= until:
+            silence = min(2 * silence, _LONGEST_SILENCE)
+            self._said[line] = (now + silence, silence)
+            self._hear(line)
 
 
 async def _in_thread(work: Callable[[], R]) -> R:
@@ -204,7 +225,8 @@ async def _in_thread(work: Callable[[], R]) -> R:
             result, error = work(), None
         except BaseException as raised:  # it is raised again where it is awaited
             result, error = None, raised
-        loop.call_soon_threadsafe(settle, result, error)
+        with suppress(RuntimeError):  # a run that was cancelled may have closed its loop long before this
+            loop.call_soon_threadsafe(settle, result, error)
 
     threading.Thread(target=body, name="train", daemon=True).start()
     return await done

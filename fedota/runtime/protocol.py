@@ -41,7 +41,7 @@ class ModelRef(msgspec.Struct, frozen=True, kw_only=True):
     """Weights by their content: `GET /v1/models/<sha256>`."""
 
     sha256: str
-    size: int
+    size: Annotated[int, msgspec.Meta(ge=1, le=10**15)]
 
 
 # Selector to client, in answer to a check-in. `update` tells what became of the update that the check-in's ticket is

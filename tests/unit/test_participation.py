@@ -92,7 +92,7 @@ def test_a_token_speaks_for_its_organization_in_its_problem() -> None:
         (unsigned({"alg": "EdDSA", "typ": "JWT"}, b"x" * 64), "not signed by this platform"),
         (with_public_key_as_secret(), "not signed by this platform"),
         (with_another_organization(), "not signed by this platform"),
-        ("", "not signed by this platform"),
+        ("", "No token was sent"),
         ("a.b.c", "not signed by this platform"),
         ("\u0661.é.c", "not signed by this platform"),
         ("x" * 100_000, "not signed by this platform"),

@@ -30,7 +30,10 @@ def kit(expires: float, *selectors: str) -> bytes:
         (b'{"problem_id": "p"}', "is not a join kit"),
         (kit(time.time() - 1, "http://127.0.0.1:9"), "The join kit has expired"),
         (kit(time.time() + 86_400), "names no selector"),
-        (kit(time.time() + 86_400, "http://127.0.0.1:9"), "No selector answered for"),
+        (
+            kit(time.time() + 86_400, "http://127.0.0.1:9"),
+            "The training may have ended, or been started anew: look at the problem's page",
+        ),
         (
             kit(time.time() + 86_400, "https://127.0.0.1:9", "http://10.0.0.1:9"),
             "selector http://10.0.0.1:9, which is not",
