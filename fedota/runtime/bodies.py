@@ -10,8 +10,9 @@ import asyncio
 import mmap
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
@@ -21,7 +22,8 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.payload import Payload
 
 from fedota.errors import FedotaError
-from fedota.runtime.places import PIECE, Place, Spooled, put, room
+from fedota.runtime.places import PIECE, SMALL_PIECE, Place, Spooled, put, room
+from fedota.runtime.portions import Portions
 
 ONLY_TENSORS: Final = "Send the model's tensors and nothing else."
 STALL: Final = 20.0  # seconds without a byte after which a body is cut off
@@ -31,7 +33,7 @@ _SMALL: Final = 1 << 18  # bytes below which a connection of its own costs more 
 _BURST: Final = 4 * PIECE  # bytes that one connection may send before others have their turn
 _AT_ONCE: Final = 4  # turns of the event loop in which a transport's small buffer should be empty
 _ENCRYPTED: Final = 1 << 14  # bytes that go through TLS at once: a record, and as much may wait in memory
-_THROUGH_TLS: Final = asyncio.Semaphore(512)  # files that are sent at the same time; each costs some 200 KB
+_THROUGH_TLS: Final = Portions(512)  # files that are sent at the same time; each costs some 200 KB
 _STAGE: Final = 1 << 18  # bytes of a body that wait in memory for the disk
 _WRITERS: Final = ThreadPoolExecutor(4, "write")  # of their own: a slow disk must not hold up what else needs a thread
 _TAKEN_OVER: Final = web.RequestKey("taken_over", bool)
@@ -223,7 +225,9 @@ async def unhurried(request: web.Request) -> None:
     if expects(request):
         return
     if request.version >= HttpVersion11 or not await _comes_unasked(request.content):
-        raise web.HTTPExpectationFailed
+        refused = web.HTTPExpectationFailed()
+        refused.force_close()  # what comes next on this connection would be taken for the body
+        raise refused
 
 
 async def _comes_unasked(content: StreamReader) -> bool:
@@ -239,6 +243,23 @@ async def _comes_unasked(content: StreamReader) -> bool:
     return comes
 
 
+@contextmanager
+def held_back(request: web.Request) -> Iterator[None]:
+    """Nothing is read meanwhile of a client that said it would send nothing unasked: it may do so all the same.
+
+    That it has gone away is noticed afterwards.
+    """
+    protocol = request.protocol
+    if not expects(request) or protocol.transport is None:
+        yield
+        return
+    protocol.pause_reading()
+    try:
+        yield
+    finally:
+        protocol.resume_reading()
+
+
 async def invite(request: web.Request) -> None:
     """Ask for the body, if the client waits for that."""
     if expects(request):
@@ -248,9 +269,12 @@ async def invite(request: web.Request) -> None:
 
 
 def finish(request: web.Request, response: web.StreamResponse) -> None:
-    """Close the connection with the response when its bytes were taken past aiohttp, or are not to come any more."""
-    if request.get(_TAKEN_OVER) or (expects(request) and not request.get(_INVITED)):
+    """Close the connection with the response when not all of the body came, or its bytes were taken past aiohttp."""
+    body = request.content
+    if request.get(_TAKEN_OVER) or not body.is_eof():
         response.force_close()
+    if expects(request) and not request.get(_INVITED) and not body.total_bytes:
+        body.feed_eof()  # it will not come: aiohttp would wait for it with the closing
 
 
 async def read_rest(request: web.Request, place: Place, length: int) -> None:
@@ -361,18 +385,25 @@ def _broken() -> ConnectionResetError:
 class Parts(Payload):
     """A request's body of parts that lie in memory, none of them copied; `start` bytes of it are left out.
 
-    `begins` is called before the first byte is sent: with `Expect: 100-continue`, when it was asked for.
+    `begins` is called before the first byte is sent: with `Expect: 100-continue`, when it was asked for. Who takes
+    nothing of it for `deaf` seconds is given up.
     """
 
     _autoclose = True  # there is nothing to be closed
 
     def __init__(
-        self, parts: Iterable[memoryview], start: int = 0, *, begins: Callable[[], None] = lambda: None
+        self,
+        parts: Iterable[memoryview],
+        start: int = 0,
+        *,
+        begins: Callable[[], None] = lambda: None,
+        deaf: float | None = None,
     ) -> None:
         left = list(_after(parts, start))
         super().__init__(left)
         self._size = sum(len(part) for part in left)
         self._begins = begins
+        self._deaf = deaf
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Tensors are no text."""
@@ -391,10 +422,10 @@ class Parts(Payload):
     async def _sent(self, writer: AbstractStreamWriter, left: deque[memoryview]) -> None:
         transport: Any = getattr(writer, "transport", None)
         if not _is_plain(transport) or (self._size or 0) < _SMALL:
-            await _through(writer, left)
+            await _through(writer, left, self._deaf)
         else:
             writer.send_headers()
-            await _poured(transport, _from_memory(left))
+            await _poured(transport, _from_memory(left), self._deaf)
 
 
 def _after(parts: Iterable[memoryview], start: int) -> Iterable[memoryview]:
@@ -411,19 +442,22 @@ def mapped(path: Path) -> memoryview:
 
 
 async def send_file(
-    request: web.Request, path: Path, tag: str = "", *, gone: str = "This is not here any more."
+    request: web.Request, path: Path, tag: str = "", *, gone: str = "This is not here any more.", to: str = ""
 ) -> web.StreamResponse:
     """A file, or the range of it that is asked for, from the page cache to the socket. `tag` names its content.
 
     Raises `not_found` with the sentence `gone` when there is no such file. Through TLS it goes by memory, of which
-    there is only so much: beyond that this raises `unavailable`.
+    there is only so much, of which everybody who is named in `to` has a part: beyond that this raises `unavailable`.
     """
     if _is_plain(request.transport):
         return await _send_opened(request, path, tag, gone)
-    if _THROUGH_TLS.locked():  # nobody waits in line: who is told to come back costs nothing
+    if not _THROUGH_TLS.admits(to):  # nobody waits in line: who is told to come back costs nothing
         raise FedotaError("unavailable", "Too many fetch the model at once. Ask again.", retry_after=5)
-    async with _THROUGH_TLS:
+    _THROUGH_TLS.take(to)
+    try:
         return await _send_opened(request, path, tag, gone)
+    finally:
+        _THROUGH_TLS.give_back(to)
 
 
 async def _send_opened(request: web.Request, path: Path, tag: str, gone: str) -> web.StreamResponse:
@@ -473,33 +507,36 @@ def _range(request: web.Request, size: int, tag: str) -> range | None:
 async def _send_span(
     request: web.Request, response: web.StreamResponse, writer: AbstractStreamWriter, descriptor: int, span: range
 ) -> None:
-    if _is_plain(request.transport) and len(span) >= _SMALL:
-        writer.send_headers()
-        await _poured(request.transport, _from_file(descriptor, span))
-    else:
-        await _written(request, response, descriptor, span)
-
-
-async def _written(request: web.Request, response: web.StreamResponse, descriptor: int, span: range) -> None:
-    """Through the transport. Raises `ConnectionError` when the reader takes nothing, or far too slowly."""
-    transport, began = request.transport, monotonic()
+    transport = request.transport
     if transport is None:
         raise _broken()
-    transport.set_write_buffer_limits(high=_ENCRYPTED)
     try:
-        for start in range(span.start, span.stop, _ENCRYPTED):
-            await _taken(response.write(os.pread(descriptor, min(_ENCRYPTED, span.stop - start), start)))
-            if _too_slow(start - span.start, began):
-                raise _broken()
+        if _is_plain(transport) and len(span) >= _SMALL:
+            writer.send_headers()
+            await _poured(transport, _from_file(descriptor, span))
+        else:
+            await _written(transport, response, descriptor, span)
     except ConnectionError:
         transport.abort()  # closed in peace it would wait for what it holds to be taken
         raise
 
 
-async def _taken(writing: Awaitable[None]) -> None:
+async def _written(
+    transport: asyncio.WriteTransport, response: web.StreamResponse, descriptor: int, span: range
+) -> None:
+    """Through the transport. Raises `ConnectionError` when the reader takes nothing, or far too slowly."""
+    began = monotonic()
+    transport.set_write_buffer_limits(high=_ENCRYPTED)
+    for start in range(span.start, span.stop, _ENCRYPTED):
+        await _taken(response.write(os.pread(descriptor, min(_ENCRYPTED, span.stop - start), start)))
+        if _too_slow(start - span.start, began):
+            raise _broken()
+
+
+async def _taken(writing: Awaitable[None], deaf: float | None = None) -> None:
     """Wait until a piece is written. Raises `ConnectionResetError` when nothing of it is taken."""
     try:
-        async with asyncio.timeout(_DEAF):
+        async with asyncio.timeout(deaf or _DEAF):
             await writing
     except TimeoutError:
         raise _broken() from None
@@ -514,11 +551,14 @@ def _is_plain(transport: Any) -> bool:
     )
 
 
-async def _through(writer: AbstractStreamWriter, left: deque[memoryview]) -> None:
-    """By the transport, which copies what it cannot send at once."""
+async def _through(writer: AbstractStreamWriter, left: deque[memoryview], deaf: float | None) -> None:
+    """By the transport, which copies what it cannot send at once.
+
+    In pieces that go through the slowest line that is put up with before it would be taken for dead.
+    """
     while left:
-        await _taken(writer.write(left[0][:PIECE]))
-        left[0] = left[0][PIECE:]
+        await _taken(writer.write(left[0][:SMALL_PIECE]), deaf)
+        left[0] = left[0][SMALL_PIECE:]
         if not left[0]:
             left.popleft()
 
@@ -552,25 +592,26 @@ def _from_file(descriptor: int, span: range) -> _Step:
     return step
 
 
-async def _poured(transport: Any, step: _Step) -> None:
+async def _poured(transport: Any, step: _Step, deaf: float | None = None) -> None:
     """Send past the transport, whose own writes come before; returns when all is sent."""
-    await _emptied(transport)
+    deaf = deaf or _DEAF
+    await _emptied(transport, deaf)
     loop = asyncio.get_running_loop()
     socket = os.dup(transport.get_extra_info("socket").fileno())  # a loop watches a transport's own one itself
     pouring = _Pouring(step, socket)
     loop.add_writer(socket, pouring.writable)
     try:
-        await pouring.ended(transport)
+        await pouring.ended(transport, deaf)
     finally:
         loop.remove_writer(socket)
         os.close(socket)
 
 
-async def _emptied(transport: Any) -> None:
+async def _emptied(transport: Any, deaf: float | None = None) -> None:
     """Wait until the transport's own writes are out. Raises `ConnectionResetError` when they do not get there."""
     turns, began = 0, monotonic()
     while transport.get_write_buffer_size() and not transport.is_closing():
-        if monotonic() - began > _DEAF:
+        if monotonic() - began > (deaf or _DEAF):
             raise _broken()
         await asyncio.sleep(0 if turns < _AT_ONCE else 0.01)  # mostly it is but the headers, and out at once
         turns += 1
@@ -604,13 +645,13 @@ class _Pouring:
             self._done.set_exception(ConnectionResetError(error.errno, error.strerror))
             self._done.exception()  # nobody may be waiting any more
 
-    async def ended(self, transport: asyncio.Transport) -> None:
+    async def ended(self, transport: asyncio.Transport, deaf: float) -> None:
         """Return when all is sent. Raises `ConnectionResetError` when it cannot be, or nothing of it is taken."""
         before, since = -1, monotonic()
         while not self._done.done():
             if self._sent != before:
                 before, since = self._sent, monotonic()
-            if transport.is_closing() or monotonic() - since > _DEAF:
+            if transport.is_closing() or monotonic() - since > deaf:
                 raise _broken()
             await asyncio.wait([self._done], timeout=1.0)
         self._done.result()

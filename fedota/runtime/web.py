@@ -36,18 +36,16 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         return problem_response(FedotaError("too_large", "The body is larger than this address takes.").problem)
     except web.HTTPException:
         raise
-    except ConnectionError:  # whoever is gone is no error of ours: aiohttp would log the whole way to it
-        return _unheard(request)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, ConnectionError) and _is_gone(request):
+            return web.Response(status=503)  # aiohttp wants something to send, and would log the whole way to the error
         _log.exception("request failed", method=request.method, path=request.path)
         return problem_response(FedotaError("internal_error", "The request failed; our log says why.").problem)
 
 
-def _unheard(request: web.Request) -> web.Response:
-    """For aiohttp to have something to send. A part of another response may be out: nothing must follow on that."""
-    if request.transport is not None:
-        request.transport.abort()
-    return web.Response(status=503)
+def _is_gone(request: web.Request) -> bool:
+    """Whether it is the client's own connection that broke, which is no error of ours."""
+    return request.transport is None or request.transport.is_closing()
 
 
 def problem_response(problem: Problem) -> web.Response:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from socket import MSG_PEEK, MSG_WAITALL
 from typing import Any, Final, NamedTuple
@@ -227,6 +228,50 @@ async def test_an_update_whose_line_breaks_goes_on(world: World) -> None:
         final = await until(lambda: world.platform.final)
         assert_same(world.platform.weights(final), expected_after(world.model, 1, Participant(1), Participant(2)))
         assert (final.reported, final.examples, final.refusals) == (2, 3, [])
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+async def test_an_update_counts_whoever_is_asked(world: World, forgotten: bool) -> None:
+    """A selector asks for what it does not know: of its life before, of others' sums. The coordinator may forget."""
+    async with selected(world, plan(rounds=2, selectors=2), (0, 1)) as (clients, updates):
+        for one, update in zip(clients, updates, strict=True):
+            assert (await do(one.send, update)).status == 200
+        await until(lambda: world.platform.completed())
+        restarted = world.selectors[0]
+        for component in (restarted, *([world.coordinator] if forgotten else [])):
+            await component.kill()
+            await component.start()
+        tickets = [update.ticket for update in updates]
+        again = [partial(client(world, number, restarted).check_in, one) for number, one in enumerate(tickets, 1)]
+        told = await in_threads(*again)
+        assert [(one["status"], one["round"]) for one in told] == [("selected", 2)] * 2
+        fates = [(one["update"], one.get("known")) for one in told]
+        assert fates == [("over", False) if forgotten else ("counted", None)] * 2
+
+
+async def test_what_is_sent_to_the_wrong_selector_says_where_to_send_it(world: World) -> None:
+    """To send it there again would be in vain for the whole round."""
+    async with selected(world, plan(selectors=2), (0, 1)) as (clients, updates):
+        one, other = clients
+        elsewhere = client(world, 1, world.selectors[1])
+        answer = await do(elsewhere.send, updates[0])
+        assert (answer.status, answer.code) == (503, "unavailable")
+        assert answer.json["detail"].startswith("Send the update to the selector that gave you its ticket.")
+        assert (await do(one.send, updates[0])).status == 200
+        again = await do(elsewhere.send, updates[0])
+        assert again.status == 503
+        assert (await do(other.send, updates[1])).status == 200
+        await until(lambda: world.platform.final)
+
+
+async def test_a_part_that_was_taken_for_the_rest_says_so(world: World) -> None:
+    """Without the length of the whole a part looks like the end."""
+    async with selected(world) as (clients, updates):
+        (one, _), (first, _) = clients, updates
+        headers = {**first.headers, "Upload-Offset": "0"}
+        answer = await do(one.http.ask, "PATCH", "/v1/updates", headers, first.body[:1000])
+        assert answer.code == "update_malformed"
+        assert "Without Upload-Length the body was taken for all that was left" in answer.json["detail"]
 
 
 def kept(one: Client, update: Work) -> int:

@@ -1,6 +1,7 @@
 """Connections on which nothing is asked, on real sockets."""
 
 import asyncio
+import gzip
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -105,3 +106,22 @@ async def test_who_has_asked_once_is_shown_out_too(server: Server) -> None:
 def test_who_asks_nothing_is_not_held_for_an_hour() -> None:
     """As aiohttp would; but longer than a proxy keeps a connection to use it again."""
     assert 60 < process._IDLE <= 120
+
+
+@pytest.mark.parametrize("packed", [gzip.compress(b"what it was"), b"no gzip at all"])
+async def test_a_body_that_says_it_is_packed_stays_as_it_is(packed: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """Unpacked by itself a stranger's 300 KB are 300 MB, on the event loop; and garbage is no error of ours."""
+
+    async def echo(request: web.Request) -> web.Response:
+        return web.Response(body=await request.read())
+
+    app = web.Application()
+    app.router.add_post("/", echo)
+    async with serving_at(Listening(), app) as url:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: {len(packed)}\r\n\r\n"
+        writer.write(head.encode() + packed)
+        assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).startswith(b"HTTP/1.1 200 ")
+        assert await asyncio.wait_for(reader.readexactly(len(packed)), 5) == packed
+        writer.close()
+    assert not caplog.records

@@ -5,8 +5,8 @@ import math
 import random
 import re
 import time
-from collections.abc import Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -20,7 +20,8 @@ from fedota.contracts.runtime import SelectorSettings
 from fedota.errors import FedotaError
 from fedota.process import Service, attach
 from fedota.runtime.aggregation import checked
-from fedota.runtime.bodies import ONLY_TENSORS, expects, invite, read_body, send_file, unhurried
+from fedota.runtime.bodies import ONLY_TENSORS, expects, held_back, invite, read_body, send_file, unhurried
+from fedota.runtime.portions import Portions
 from fedota.runtime.protocol import (
     CHECK_IN,
     CLIENT,
@@ -42,6 +43,7 @@ from fedota.runtime.selector.crowding import Crowding
 from fedota.runtime.selector.pool import Waiting
 from fedota.runtime.selector.selecting import Selecting
 from fedota.runtime.selector.spool import MOST_UPLOADS, Spool
+from fedota.runtime.selector.turns import Turns
 from fedota.runtime.tickets import Ticket
 from fedota.runtime.uploads import Upload
 from fedota.runtime.web import bearer, json_response, problem_response, problems
@@ -53,11 +55,12 @@ SERVER: Final[dict[str, Any]] = {
 _CLIENT: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _NUMBER: Final = re.compile(r"[0-9]{1,10}", re.ASCII)
 _QUEUE: Final = 20.0  # seconds that an update waits for its turn
+_WAIT: Final = 40.0  # seconds, of all that it waits for before it is asked for
 _AHEAD: Final = 1 << 18  # bytes that the event loop may read of a body before it is wanted
 _MOST_AHEAD: Final = 64 * _AHEAD  # of all that wait for their turn
 _BYTES: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
 # Said to one client about the way there, not about its update: no refusal of the round.
-_PASSING: Final = frozenset({"unavailable", "internal_error", "offset_mismatch"})
+_PASSING: Final = frozenset({"unavailable", "internal_error", "offset_mismatch", "already_reported"})
 _ELSEWHERE: Final = (
     "Send the update to the selector that gave you its ticket. This one takes it once that one is known to be gone."
 )
@@ -89,8 +92,9 @@ class Doors:
         self._settings = settings
         self._selecting = selecting
         self._uploads = 0
-        self._ahead = 0  # bytes, at most, that came of those who wait for their turn
-        self._turns = asyncio.Semaphore(MOST_UPLOADS)
+        self._ahead = Portions(_MOST_AHEAD)  # bytes, at most, that came of those who wait for their turn
+        self._turns = Turns(MOST_UPLOADS)
+        self._waiting: dict[str, asyncio.Timeout] = {}  # by ticket, the one request that waits
         self._crowding = Crowding()
         self._tasks: set[asyncio.Task[None]] = set()
         self._accepted = service.add_counter("updates_accepted", "Updates that were added to a sum")
@@ -111,6 +115,8 @@ class Doors:
 
     async def check_in(self, request: web.Request) -> web.Response:
         """A client is here; the answer comes when there is something for it to do."""
+        if request.can_read_body:  # it would be kept in memory as long as its client waits
+            raise FedotaError("too_large", "A check-in has no body. Send it without.")
         who = Waiting(self._organization(request), _client(request))
         ticket = None
         if text := request.headers.get(TICKET):
@@ -125,7 +131,7 @@ class Doors:
         organization, sha256 = self._organization(request), request.match_info["sha256"]
         if not self._selecting.has_model(sha256):
             raise FedotaError("not_found", _GONE)
-        response = await send_file(request, self._selecting.model_file(sha256), sha256, gone=_GONE)
+        response = await send_file(request, self._selecting.model_file(sha256), sha256, gone=_GONE, to=organization)
         if request.method == "GET" and _reaches_the_end(response):
             self._selecting.has_sent(sha256, Waiting(organization, request.headers.get(CLIENT, "")))
         return response
@@ -203,35 +209,59 @@ class Doors:
         spool = self._selecting.spool
         assert spool is not None
         sent = _sent(request, spool)
-        await self._require_alone(cohort, ticket)
-        await self._require_claim(ticket, cohort)
-        await self._take_turn(request, cohort)
-        try:
-            await self._require_alone(cohort, ticket)  # while it waited, another connection of its client came
-            upload = self._begin(request, ticket, cohort, sent)
-        except BaseException:
-            self._turns.release()
-            raise
+        with self._counted_ahead(request, ticket, cohort), held_back(request):
+            async with self._only_one_waiting(ticket, cohort):
+                await self._require_alone(cohort, ticket)
+                await self._require_claim(ticket, cohort)
+                await self._take_turn(ticket, cohort)
+                try:
+                    upload = self._begin(request, ticket, cohort, sent)
+                except BaseException:
+                    self._turns.give_back(ticket.organization)
+                    raise
         return await self._read(request, spool, ticket, cohort, sent, upload)
 
-    async def _take_turn(self, request: web.Request, cohort: Cohort) -> None:
-        """Return when the update may come: each in its turn.
+    @contextmanager
+    def _counted_ahead(self, request: web.Request, ticket: Ticket, cohort: Cohort) -> Iterator[None]:
+        """Only so much may come of those who wait; of who holds the body back nothing does."""
+        ahead, organization = _ahead(request), ticket.organization
+        if ahead and not self._ahead.admits(organization, ahead):
+            raise self._crowded(cohort)
+        self._ahead.take(organization, ahead)
+        try:
+            yield
+        finally:
+            self._ahead.give_back(organization, ahead)
 
-        Who holds its body back costs nothing while it waits. Of those that do not, only so many may wait.
-        """
-        ahead = _ahead(request)
-        if not self._turns.locked() or self._ahead + ahead <= _MOST_AHEAD:
-            self._ahead += ahead
-            try:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_QUEUE):
-                        await self._turns.acquire()
-                        return
-            finally:
-                self._ahead -= ahead
+    @asynccontextmanager
+    async def _only_one_waiting(self, ticket: Ticket, cohort: Cohort) -> AsyncIterator[None]:
+        """Of the requests with one ticket the latest waits: else a single client would be the whole queue."""
+        if (older := self._waiting.get(ticket.id)) is not None and not older.expired():
+            older.reschedule(0)
+        waiting = self._waiting[ticket.id] = asyncio.timeout(_WAIT)
+        try:
+            async with waiting:
+                yield
+        except TimeoutError:
+            if self._waiting.get(ticket.id) is not waiting:
+                raise already_reported() from None
+            raise self._crowded(cohort) from None
+        finally:
+            if self._waiting.get(ticket.id) is waiting:
+                del self._waiting[ticket.id]
+
+    async def _take_turn(self, ticket: Ticket, cohort: Cohort) -> None:
+        """Return when the update may come: each in its turn."""
+        try:
+            async with asyncio.timeout(_QUEUE):
+                await self._turns.take(ticket.organization)
+        except TimeoutError:
+            raise self._crowded(cohort) from None
+
+    def _crowded(self, cohort: Cohort) -> FedotaError:
         left = (cohort.selected or 0) - len(cohort.accepted) - self._uploads
         again = random.randint(1, self._crowding.seconds(left))  # noqa: S311 - only spreads the attempts
-        raise FedotaError("unavailable", "Too many updates come at once. Send it again.", retry_after=again)
+        return FedotaError("unavailable", "Too many updates come at once. Send it again.", retry_after=again)
 
     def _begin(self, request: web.Request, ticket: Ticket, cohort: Cohort, sent: _Sent) -> Upload:
         """An update is on its way from now on, until `_end`."""
@@ -282,7 +312,7 @@ class Doors:
     def _end(self, ticket: Ticket, cohort: Cohort, upload: Upload) -> None:
         """Nothing of this update is on its way any more."""
         self._uploads -= 1
-        self._turns.release()
+        self._turns.give_back(ticket.organization)
         del cohort.uploads.receiving[ticket.id]
         upload.ended.set()
 

@@ -239,7 +239,7 @@ async def test_an_update_counts_once(world: World) -> None:
 
 
 async def test_tickets_are_bound_to_their_organization_and_round(world: World) -> None:
-    """Forged, of another organization, or of a round that is over: refused."""
+    """Forged, of another organization, or used: refused."""
     async with reporting(world) as (one, other):
         await one.refused("ticket_refused", body(), Fedota_Ticket="")
         await one.refused("ticket_refused", body(), Fedota_Ticket="a.b.c")
@@ -250,7 +250,7 @@ async def test_tickets_are_bound_to_their_organization_and_round(world: World) -
         await until(lambda: world.platform.final)
         answer = await one.check_in(Fedota_Ticket=one.ticket)
         assert (answer["status"], answer["update"]) == ("finished", "counted")
-        await one.refused("round_over", body())
+        await one.refused("already_reported", body())
 
 
 async def test_only_the_participation_token_opens_the_door(world: World) -> None:

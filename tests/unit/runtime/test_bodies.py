@@ -21,6 +21,7 @@ from fedota.process import serving, serving_at
 from fedota.runtime import bodies
 from fedota.runtime.bodies import Parts, _Staged, mapped, read_body, read_reply, send_file, unhurried
 from fedota.runtime.places import Memory, Spooled
+from fedota.runtime.portions import Portions
 from fedota.runtime.web import problems
 from fedota.tls import client_context
 from services.orchestrator.launchers.authority import Authority
@@ -499,7 +500,7 @@ async def test_a_deaf_reader_is_given_up_also_behind_tls(tmp_path: Path, monkeyp
 
 async def test_only_so_many_files_go_through_tls_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each takes memory: who comes when it is taken is asked to come again, and then gets the file."""
-    monkeypatch.setattr(bodies, "_THROUGH_TLS", asyncio.Semaphore(1))
+    monkeypatch.setattr(bodies, "_THROUGH_TLS", Portions(1))
     async with _given_by_tls(tmp_path, 30_000_000) as (port, context, given_up):
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, limit=1000)
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -578,9 +579,10 @@ async def test_a_body_that_http_1_0_cannot_ask_for_is_not_waited_for(
     app.router.add_post("/", handler, expect_handler=unhurried)
     async with serving(app, "127.0.0.1", 0) as url:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
-        writer.write(b"POST / HTTP/1.0\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
+        writer.write(b"POST / HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
         await writer.drain()
         writer.write(comes)
-        answer = await asyncio.wait_for(reader.readuntil(b"\r\n"), 10)
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
         writer.close()
+    assert comes or b"keep-alive" not in answer  # else what comes next would be taken for the body
     assert int(answer.split()[1]) == status and bodies_read == [comes] * bool(comes)

@@ -1,8 +1,7 @@
 """What becomes of an update that a selector has read."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -49,70 +48,70 @@ def doors_of(selecting: Selecting) -> Doors:
 
 
 PATIENT = {"Expect": "100-continue", "Content-Length": str(10**9)}
-SMALL = {"Content-Length": "100"}
+
+
+def ticket(number: int) -> Ticket:
+    """Of an organization of its own."""
+    name = f"org {number}"
+    return Ticket(id=name, organization=name, client="c", round=1, attempt=1, cohort="k", selector="s", life="l")
+
+
+LATE = ticket(1000), COHORT
 
 
 async def crowded(directory: Path) -> Doors:
     """A selector that has no turn to give."""
     doors = doors_of(Selecting(SETTINGS, directory))
-    for _ in range(MOST_UPLOADS):
-        await doors._take_turn(make_mocked_request("POST", "/"), COHORT)
+    for number in range(MOST_UPLOADS):
+        await doors._take_turn(ticket(number), COHORT)
     return doors
-
-
-@asynccontextmanager
-async def queued(doors: Doors, *headers: dict[str, str]) -> AsyncIterator[list[asyncio.Task[None]]]:
-    """Those who wait for a turn, in this order."""
-    requests = [make_mocked_request("PATCH", "/", headers=one) for one in headers]
-    waiting = [asyncio.create_task(doors._take_turn(request, COHORT)) for request in requests]
-    try:
-        await asyncio.sleep(0)
-        assert not any(task.done() for task in waiting)
-        yield waiting
-    finally:
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
-
-
-@pytest.mark.parametrize("headers", [{}, SMALL, PATIENT])
-async def test_each_waits_for_its_turn(tmp_path: Path, headers: dict[str, str]) -> None:
-    """The rest of an update that its client sends unasked does not come after all who have sent nothing."""
-    doors = await crowded(tmp_path)
-    async with queued(doors, PATIENT, headers, PATIENT) as (first, it, last):
-        doors._turns.release()
-        await asyncio.wait_for(first, 1)
-        assert not it.done()
-        doors._turns.release()
-        await asyncio.wait_for(it, 1)
-        assert not last.done()
 
 
 async def test_only_so_much_waits_in_memory_for_a_turn(tmp_path: Path) -> None:
     """Who sends a large body unasked is asked to come again when many do; who holds it back, or has little, waits."""
-    doors = await crowded(tmp_path)
-    many = _MOST_AHEAD // _AHEAD
+    doors = doors_of(Selecting(SETTINGS, tmp_path))
     large = make_mocked_request("POST", "/", headers={"Content-Length": str(10**9)})
-    async with queued(doors, *[{}] * many) as waiting:
-        with pytest.raises(FedotaError, match="Too many updates"):
-            await doors._take_turn(large, COHORT)
-        async with queued(doors, PATIENT):
+    with ExitStack() as waiting:
+        for number in range(_MOST_AHEAD // _AHEAD):
+            waiting.enter_context(doors._counted_ahead(large, ticket(number), COHORT))
+        waiting.enter_context(doors._counted_ahead(make_mocked_request("POST", "/", headers=PATIENT), *LATE))
+        with pytest.raises(FedotaError, match="Too many updates"), doors._counted_ahead(large, *LATE):
             pass
-        waiting[0].cancel()
-        await asyncio.wait(waiting[:1])
-        async with queued(doors, SMALL, SMALL):
+    for _ in range(2):
+        with doors._counted_ahead(large, *LATE):
             pass
-        doors._turns.release()
-        await asyncio.wait_for(waiting[1], 1)
-    assert doors._ahead == 0
 
 
-async def test_who_waits_long_is_told_to_come_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_of_one_ticket_only_the_latest_request_waits(tmp_path: Path) -> None:
+    """Else a single client would be the whole queue."""
+    doors, waits = doors_of(Selecting(SETTINGS, tmp_path)), asyncio.Event()
+
+    async def wait() -> None:
+        async with doors._only_one_waiting(ticket(1), COHORT):
+            await waits.wait()
+
+    requests = []
+    for _ in range(4):
+        requests.append(asyncio.create_task(wait()))
+        await asyncio.sleep(0)
+    older = await asyncio.wait_for(asyncio.gather(*requests[:3], return_exceptions=True), 5)
+    assert [error.problem.code for error in older if isinstance(error, FedotaError)] == ["already_reported"] * 3
+    assert not requests[3].done()
+    waits.set()
+    await asyncio.wait_for(requests[3], 5)
+    assert not doors._waiting
+
+
+@pytest.mark.parametrize("limit", ["_QUEUE", "_WAIT"])
+async def test_who_waits_long_is_told_to_come_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
     """A client would take the selector for dead."""
-    monkeypatch.setattr(app, "_QUEUE", 0.01)
+    monkeypatch.setattr(app, limit, 0.01)
     doors = await crowded(tmp_path)
     with pytest.raises(FedotaError, match="Too many updates") as raised:
-        await doors._take_turn(make_mocked_request("POST", "/", headers=PATIENT), COHORT)
+        async with doors._only_one_waiting(*LATE):
+            await doors._take_turn(*LATE)
     assert raised.value.problem.retry_after
 
 
@@ -153,12 +152,13 @@ async def test_a_sum_that_was_lost_is_begun_again_while_it_is_needed(
     upload = of.uploads.receiving["t"] = Upload(None)
     upload.place = place = await spool.place()
     put(place, BODY)
-    ticket = Ticket(id="t", organization="org", client="c", round=1, attempt=1, cohort=of.id, selector="s", life=life)
+    of_it = Ticket(id="t", organization="org", client="c", round=1, attempt=1, cohort=of.id, selector="s", life=life)
+    await doors._turns.take("org")
 
     def broken(*_: Any) -> None:
         raise MemoryError
 
     monkeypatch.setattr(WeightedSum, "add", broken)
     with pytest.raises(FedotaError, match="lost its sum"):
-        await doors._count(spool, ticket, of, upload, SENT)
+        await doors._count(spool, of_it, of, upload, SENT)
     assert (selecting.cohort is present, selecting.life == life) == (over, over)

@@ -8,7 +8,9 @@ import struct
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import aiohttp
 import pytest
+import structlog.testing
 from aiohttp import web
 
 from fedota.process import serving
@@ -48,3 +50,17 @@ async def test_who_goes_away_in_the_middle_is_no_error_of_ours(
             writer.transport.abort()
             assert isinstance(await asyncio.wait_for(ended, 30), ConnectionError)
     assert not caplog.records
+
+
+async def test_another_connection_that_broke_is_told_in_the_log() -> None:
+    """Only the client's own one is no error of ours."""
+
+    async def handler(_: web.Request) -> web.Response:
+        raise ConnectionResetError("the store")
+
+    app = web.Application(middlewares=[problems])
+    app.router.add_get("/", handler)
+    with structlog.testing.capture_logs() as logs:
+        async with serving(app, "127.0.0.1", 0) as url, aiohttp.ClientSession() as http, http.get(url) as reply:
+            assert (reply.status, (await reply.json(content_type=None))["code"]) == (500, "internal_error")
+    assert [line["event"] for line in logs] == ["request failed"]
