@@ -161,6 +161,7 @@ async def test_caps_and_contributions_outlive_a_crash(world: World, killed: str)
         await until(lambda: people.number() == 2)
         (one,), (other,) = people.selected()["org 1"], people.selected()["org 2"]
         await accepted(one, 1.0, 3)
+        await until(lambda: world.platform.reports[-1].reported == 1)  # what nobody heard of is waited for by nobody
         if killed == "coordinator":
             await world.coordinator.kill()
             await world.coordinator.start()

@@ -259,7 +259,7 @@ async def test_only_the_participation_token_opens_the_door(world: World) -> None
     selector = world.selectors[0]
     async with aiohttp.ClientSession() as http:
         for token, said in (
-            ("", "not signed"),
+            ("", "No token was sent"),
             ("nonsense", "not signed"),
             (world.token("org 1", seconds=-5), "expired"),
             (world.token("org 1", problem_id="other"), "another problem"),
