@@ -448,7 +448,7 @@ def _try_everything(world: World, number: int, count: int) -> None:
 
         assert field.play(harm) == field.undisturbed
         assert field.refusals() - counted == Counter(codes)
-        assert field.reported == codes
+        assert field.reported == [code for code in codes if code != "already_reported"], "that one counts"
 
     in_a_round()
 
@@ -552,8 +552,9 @@ def step(client: Client, update: Work, have: int, what: str, where: int) -> int:
         assert (answer.status, answer.headers["Upload-Offset"]) == (204, str(have + count))
         return have + count
     if what == "elsewhere":
-        wrong = {**going_on, "Upload-Offset": str(where % whole + (where % whole == have))}
-        answer = client.http.ask("PATCH", "/v1/updates", wrong, part)
+        there = where % whole + (where % whole == have)
+        wrong = {**going_on, "Upload-Offset": str(there)}
+        answer = client.http.ask("PATCH", "/v1/updates", wrong, part[: whole - there])
         assert (answer.code, answer.headers["Upload-Offset"]) == ("offset_mismatch", str(have))
         return have
     if what == "anew":
