@@ -3,7 +3,6 @@
 import asyncio
 import os
 import random
-import re
 import secrets
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,6 +23,7 @@ from fedota.errors import FedotaError, Problem
 from fedota.runtime.bodies import Parts, read_reply
 from fedota.runtime.places import Memory
 from fedota.runtime.protocol import (
+    BYTES,
     CHECK_IN,
     CLIENT,
     EXAMPLES,
@@ -53,7 +53,6 @@ _FIRST_DELAY: Final = 0.2
 _LONGEST_DELAY: Final = 15.0
 _LONGEST_PAUSE: Final = 3600.0  # seconds; no selector sends anybody away for longer
 _DISTRUST: Final = 30.0  # seconds in which a certificate that is not good may be replaced
-_OFFSET: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
 # What a selector refuses with, by address. Anything else is said by something between, or by a selector that is broken:
 # it is as if that had not answered.
 _NO_SELECTOR: Final = frozenset({"not_found", "method_not_allowed"})
@@ -238,7 +237,7 @@ class Selectors:
         """
         async with self._asked("HEAD", UPDATES, headers={TICKET: ticket}, timeout=_SHORT) as reply:
             text = reply.headers.get(OFFSET, "")
-            offset = int(text) if reply.status == 204 and _OFFSET.fullmatch(text) else 0
+            offset = int(text) if reply.status == 204 and BYTES.fullmatch(text) else 0
             return offset if offset <= size else 0
 
     def turn(self) -> None:

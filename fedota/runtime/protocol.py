@@ -4,6 +4,7 @@ JSON carries everything but tensors. Those travel as raw bodies: a model or an u
 aggregate as `Meta` followed by its numbers (see `aggregation.WeightedSum`).
 """
 
+import re
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -16,6 +17,7 @@ TICKET: Final = "Fedota-Ticket"
 EXAMPLES: Final = "Fedota-Examples"
 METRICS: Final = "Fedota-Metrics"  # a JSON object of numbers
 OFFSET: Final = "Upload-Offset"  # bytes of an update, or of a sum, that are there (draft-ietf-httpbis-resumable-upload)
+BYTES: Final = re.compile(r"[0-9]{1,15}", re.ASCII)  # how it, and `WHOLE`, are written
 WHOLE: Final = "Upload-Length"  # bytes of an update in all
 
 CHECK_IN: Final = "/v1/check-in"

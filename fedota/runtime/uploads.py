@@ -11,6 +11,14 @@ _MOMENT: Final = 1.0  # seconds without a byte after which an upload must give w
 _PARTING: Final = 5.0  # seconds, at most, that a connection which was broken off takes to end
 
 
+class OffsetError(Exception):
+    """A body does not go on where it broke off: `offset` bytes of it are here."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(offset)
+        self.offset = offset
+
+
 class Upload:
     """A body on its way in. `whole` once all of it is here; `ended` when nothing more is done with it."""
 

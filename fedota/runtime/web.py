@@ -9,6 +9,7 @@ from aiohttp import web
 from fedota.errors import FedotaError, Problem, problem_json
 from fedota.events import to_json
 from fedota.runtime.bodies import finish
+from fedota.runtime.protocol import OFFSET
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _log = structlog.get_logger(__name__)
@@ -57,6 +58,14 @@ def problem_response(problem: Problem) -> web.Response:
         response.headers["Retry-After"] = str(problem.retry_after)
     if problem.status == 401:
         response.headers["WWW-Authenticate"] = 'Bearer realm="Fedota"'
+    return response
+
+
+def goes_on_at(offset: int, said: str) -> web.Response:
+    """The answer to a body that goes on elsewhere than it broke off; `said` has a place for the bytes that are here."""
+    detail = f"{said.format(offset)} Send what comes after them."
+    response = problem_response(FedotaError("offset_mismatch", detail).problem)
+    response.headers[OFFSET] = str(offset)
     return response
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import re
 import struct
 from collections.abc import Callable
 from typing import Final
@@ -15,22 +14,13 @@ from fedota.runtime.bodies import read_rest
 from fedota.runtime.coordinator.collector import Collector, Handing
 from fedota.runtime.coordinator.training import Training
 from fedota.runtime.places import Memory, Spooled
-from fedota.runtime.protocol import OFFSET, PARTIALS, SUM, Meta
-from fedota.runtime.uploads import Upload, drop
-from fedota.runtime.web import problem_response
+from fedota.runtime.protocol import BYTES, OFFSET, PARTIALS, SUM, Meta
+from fedota.runtime.uploads import OffsetError, Upload, drop
+from fedota.runtime.web import goes_on_at
 
 MOST_META: Final = 64 * 1024**2  # bytes
 _META_SECONDS: Final = 60.0  # in which they have to arrive
 _AT_ONCE: Final = 2  # sums that are read at the same time
-_BYTES: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
-
-
-class _OffsetError(Exception):
-    """A sum does not go on where it broke off: `offset` bytes of it are here."""
-
-    def __init__(self, offset: int) -> None:
-        super().__init__(offset)
-        self.offset = offset
 
 
 class Partials:
@@ -55,10 +45,10 @@ class Partials:
         offset = _offset(request)
         try:
             if (known := _known(self._training().collector, request)) is None:
-                raise _OffsetError(0)
+                raise OffsetError(0)
             await self._take(request, known, offset)
-        except _OffsetError as error:
-            return _goes_on_at(error.offset)
+        except OffsetError as error:
+            return goes_on_at(error.offset, "The coordinator has {} bytes of this sum.")
         return web.Response(status=204)
 
     async def head(self, request: web.Request) -> web.Response:
@@ -151,9 +141,9 @@ def _require_next(collector: Collector, sum_: Handing, offset: int | None) -> No
         collector.parts.forget(life)
         collector.sums[life] = sum_
     elif collector.sums[life].name != sum_.name:
-        raise _OffsetError(0)
+        raise OffsetError(0)
     elif offset != (there := sum_.before + _received(collector, sum_)):
-        raise _OffsetError(there)
+        raise OffsetError(there)
 
 
 async def _beginning(source: StreamReader) -> tuple[Meta, bytes]:
@@ -173,13 +163,6 @@ async def _beginning(source: StreamReader) -> tuple[Meta, bytes]:
 
 def _offset(request: web.Request) -> int:
     text = request.headers.get(OFFSET, "")
-    if not _BYTES.fullmatch(text):
+    if not BYTES.fullmatch(text):
         raise FedotaError("invalid_request", f"{OFFSET}: send a whole number of bytes, got {text[:40]!r}.")
     return int(text)
-
-
-def _goes_on_at(offset: int) -> web.Response:
-    said = f"The coordinator has {offset} bytes of this sum. Send what comes after them."
-    response = problem_response(FedotaError("offset_mismatch", said).problem)
-    response.headers[OFFSET] = str(offset)
-    return response

@@ -23,6 +23,7 @@ from fedota.runtime.aggregation import checked
 from fedota.runtime.bodies import ONLY_TENSORS, expects, held_back, invite, read_body, send_file, unhurried
 from fedota.runtime.portions import Portions
 from fedota.runtime.protocol import (
+    BYTES,
     CHECK_IN,
     CLIENT,
     EXAMPLES,
@@ -45,8 +46,8 @@ from fedota.runtime.selector.selecting import Selecting
 from fedota.runtime.selector.spool import MOST_UPLOADS, Spool
 from fedota.runtime.selector.turns import Turns
 from fedota.runtime.tickets import Ticket
-from fedota.runtime.uploads import Upload
-from fedota.runtime.web import bearer, json_response, problem_response, problems
+from fedota.runtime.uploads import OffsetError, Upload
+from fedota.runtime.web import bearer, goes_on_at, json_response, problems
 
 SERVER: Final[dict[str, Any]] = {
     "handler_cancellation": True,  # a client that goes away must not be selected: its request ends with its connection
@@ -58,7 +59,6 @@ _QUEUE: Final = 20.0  # seconds that an update waits for its turn
 _WAIT: Final = 40.0  # seconds, of all that it waits for before it is asked for
 _AHEAD: Final = 1 << 18  # bytes that the event loop may read of a body before it is wanted
 _MOST_AHEAD: Final = 64 * _AHEAD  # of all that wait for their turn
-_BYTES: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
 # Said to one client about the way there, not about its update: no refusal of the round.
 _PASSING: Final = frozenset({"unavailable", "internal_error", "offset_mismatch", "already_reported"})
 _ELSEWHERE: Final = (
@@ -75,14 +75,6 @@ class _Sent(NamedTuple):
     length: int | None
     examples: int
     metrics: dict[str, float]
-
-
-class _OffsetError(Exception):
-    """An update does not go on where it broke off; the selector has `offset` bytes of it."""
-
-    def __init__(self, offset: int) -> None:
-        super().__init__(offset)
-        self.offset = offset
 
 
 class Doors:
@@ -144,9 +136,9 @@ class Doors:
             ticket = self._ticket(request, organization)
             cohort = self._cohort(ticket)
             received = await self._take(request, ticket, cohort)
-        except _OffsetError as error:
+        except OffsetError as error:
             self._refused.labels("offset_mismatch").inc()
-            return _goes_on_at(error.offset)
+            return goes_on_at(error.offset, "The selector has {} bytes of this update.")
         except FedotaError as error:
             refusal = _in_full(request, error)
             self._note(organization, cohort, refusal)
@@ -271,7 +263,7 @@ class Doors:
             raise already_reported()
         if request.method == "PATCH":
             if sent.offset != (received := uploads.received(ticket.id)):
-                raise _OffsetError(received)
+                raise OffsetError(received)
         else:
             uploads.forget(ticket.id)
         upload = uploads.receiving[ticket.id] = Upload(request.transport)
@@ -470,15 +462,7 @@ def _sent(request: web.Request, spool: Spool) -> _Sent:
 
 def _bytes(request: web.Request, name: str) -> int:
     text = request.headers.get(name, "")
-    if not _BYTES.fullmatch(text):
+    if not BYTES.fullmatch(text):
         what = "a whole number of bytes"
         raise FedotaError("invalid_field", f"{name}: send {what}, got {text[:40]!r}.", fields={name: what})
     return int(text)
-
-
-def _goes_on_at(offset: int) -> web.Response:
-    """The answer to an update that goes on elsewhere than it broke off."""
-    said = f"The selector has {offset} bytes of this update. Send what comes after them."
-    response = problem_response(FedotaError("offset_mismatch", said).problem)
-    response.headers[OFFSET] = str(offset)
-    return response
