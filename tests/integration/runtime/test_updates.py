@@ -55,6 +55,12 @@ class Bare:
         self.ticket = answer.get("ticket", self.ticket)
         return answer
 
+    async def fetch(self, digest: str) -> None:
+        """Have the round's weights: from now on the round waits for this client, should its selector be lost."""
+        async with self.http.get(f"{self.url}/v1/models/{digest}", headers=self.headers) as reply:
+            assert reply.status == 200
+            await reply.read()
+
     async def send(self, body: Any, **headers: str) -> tuple[int, dict[str, Any]]:
         """Status and answer to an update."""
         usual = {**self.headers, "Fedota-Ticket": self.ticket, "Fedota-Examples": "1"}
