@@ -20,7 +20,6 @@ from fedota.client.errors import ClientError
 from fedota.client.train import Update
 from fedota.contracts.kit import Kit
 from fedota.errors import FedotaError, Problem
-from fedota.runtime.bodies import Parts, read_reply
 from fedota.runtime.places import Memory
 from fedota.runtime.protocol import (
     BYTES,
@@ -36,7 +35,9 @@ from fedota.runtime.protocol import (
     CheckedIn,
     ModelRef,
 )
+from fedota.runtime.receiving import read_reply
 from fedota.runtime.rooms import Rooms
+from fedota.runtime.sending import Parts
 from fedota.tls import client_context
 
 _POLL: Final = aiohttp.ClientTimeout(total=90, sock_connect=10)

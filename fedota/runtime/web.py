@@ -8,8 +8,8 @@ from aiohttp import web
 
 from fedota.errors import FedotaError, Problem, problem_json
 from fedota.events import to_json
-from fedota.runtime.bodies import finish
 from fedota.runtime.protocol import OFFSET
+from fedota.runtime.receiving import finish
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _log = structlog.get_logger(__name__)

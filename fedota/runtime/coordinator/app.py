@@ -16,13 +16,13 @@ from fedota.contracts.runtime import CoordinatorSettings
 from fedota.errors import FedotaError
 from fedota.events import to_json, uuid7
 from fedota.process import Service, attach
-from fedota.runtime.bodies import send_file
 from fedota.runtime.coordinator.objects import Objects
 from fedota.runtime.coordinator.partials import MOST_META, Partials
 from fedota.runtime.coordinator.platform import Platform
 from fedota.runtime.coordinator.state import Rules
 from fedota.runtime.coordinator.training import Training
 from fedota.runtime.protocol import CLAIMS, MODELS, ORDERS, STATES, Claim, Told
+from fedota.runtime.sending import send_file
 from fedota.runtime.web import Handler, json_response, problems, require_key
 
 _HOLD: Final = 5.0  # seconds that orders are awaited in one request

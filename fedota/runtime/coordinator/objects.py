@@ -10,9 +10,9 @@ import structlog
 from multidict import CIMultiDict
 
 from fedota.contracts.runtime import Presigned, PresignRequest
-from fedota.runtime.bodies import Parts
 from fedota.runtime.coordinator.inspection import Tell, digest, portion
 from fedota.runtime.coordinator.platform import Platform
+from fedota.runtime.sending import Parts
 
 _PIECE: Final = 1 << 20
 # A body that stalls is asked for again before a launcher takes whoever waits for it to be stuck.

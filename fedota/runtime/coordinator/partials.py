@@ -10,11 +10,11 @@ import msgspec
 from aiohttp import StreamReader, web
 
 from fedota.errors import FedotaError
-from fedota.runtime.bodies import read_rest
 from fedota.runtime.coordinator.collector import Collector, Handing
 from fedota.runtime.coordinator.training import Training
 from fedota.runtime.places import Memory, Spooled
 from fedota.runtime.protocol import BYTES, OFFSET, PARTIALS, SUM, Meta
+from fedota.runtime.receiving import read_rest
 from fedota.runtime.uploads import OffsetError, Upload, drop
 from fedota.runtime.web import goes_on_at
 

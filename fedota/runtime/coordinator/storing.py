@@ -12,10 +12,10 @@ import structlog
 
 from fedota.errors import FedotaError
 from fedota.events.rounds import Checkpoint
-from fedota.runtime.bodies import mapped
 from fedota.runtime.coordinator.objects import StoreError
 from fedota.runtime.coordinator.platform import insist
 from fedota.runtime.places import file_sha256
+from fedota.runtime.sending import mapped
 
 _RETRIED: Final = (StoreError, FedotaError, msgspec.DecodeError)
 Store = Callable[[str, memoryview, str], Awaitable[None]]  # a key, what is to be there, its SHA-256

@@ -20,7 +20,6 @@ from fedota.contracts.runtime import SelectorSettings
 from fedota.errors import FedotaError
 from fedota.process import Service, attach
 from fedota.runtime.aggregation import checked
-from fedota.runtime.bodies import ONLY_TENSORS, expects, held_back, invite, read_body, send_file, unhurried
 from fedota.runtime.portions import Portions
 from fedota.runtime.protocol import (
     BYTES,
@@ -39,12 +38,14 @@ from fedota.runtime.protocol import (
     Metrics,
     Received,
 )
+from fedota.runtime.receiving import ONLY_TENSORS, expects, held_back, invite, read_body, unhurried
 from fedota.runtime.selector.cohort import Cohort, SumLostError, already_reported
 from fedota.runtime.selector.crowding import Crowding
 from fedota.runtime.selector.pool import Waiting
 from fedota.runtime.selector.selecting import Selecting
 from fedota.runtime.selector.spool import MOST_UPLOADS, Spool
 from fedota.runtime.selector.turns import Turns
+from fedota.runtime.sending import send_file
 from fedota.runtime.tickets import Ticket
 from fedota.runtime.uploads import OffsetError, Upload
 from fedota.runtime.web import bearer, goes_on_at, json_response, problems

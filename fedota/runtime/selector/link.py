@@ -13,7 +13,6 @@ import msgspec
 
 from fedota.errors import FedotaError, Problem
 from fedota.events import to_json
-from fedota.runtime.bodies import Parts, read_reply
 from fedota.runtime.places import Spooled, file_sha256
 from fedota.runtime.protocol import (
     CLAIMS,
@@ -30,6 +29,8 @@ from fedota.runtime.protocol import (
     Orders,
     Told,
 )
+from fedota.runtime.receiving import read_reply
+from fedota.runtime.sending import Parts
 from fedota.tls import client_context
 
 A = TypeVar("A")

@@ -26,9 +26,9 @@ from fedota.errors import FedotaError
 from fedota.events import to_json
 from fedota.process import serving_at
 from fedota.runtime import bodies
-from fedota.runtime.bodies import invite, read_body, unhurried
 from fedota.runtime.places import Memory
 from fedota.runtime.protocol import CHECK_IN, MODELS, OFFSET, UPDATES, Finished, ModelRef
+from fedota.runtime.receiving import invite, read_body, unhurried
 from fedota.runtime.tensors import Layout, Tensor
 from fedota.runtime.web import problem_response, problems
 from fedota.tls import server_context

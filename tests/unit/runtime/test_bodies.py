@@ -18,10 +18,11 @@ from aiohttp import web
 from fedota.contracts.runtime import Listening
 from fedota.errors import FedotaError
 from fedota.process import serving, serving_at
-from fedota.runtime import bodies
-from fedota.runtime.bodies import Parts, _Staged, mapped, read_body, read_reply, send_file, unhurried
+from fedota.runtime import bodies, receiving, sending
 from fedota.runtime.places import Memory, Spooled
 from fedota.runtime.portions import Portions
+from fedota.runtime.receiving import _Staged, read_body, read_reply, unhurried
+from fedota.runtime.sending import Parts, mapped, send_file
 from fedota.runtime.web import problems
 from fedota.tls import client_context
 from services.orchestrator.launchers.authority import Authority
@@ -413,7 +414,7 @@ async def test_a_body_that_has_come_is_whole_however_long_the_disk_takes(
         disk.go_on.set()
         await own(self)
 
-    size, own = bodies._SMALL, _Staged.settled
+    size, own = bodies.SMALL, _Staged.settled
     monkeypatch.setattr(_Staged, "settled", settled)
     monkeypatch.setattr(bodies, "STALL", 1.0)
     disk = _Disk(monkeypatch)
@@ -490,7 +491,7 @@ async def _given_by_tls(tmp_path: Path, size: int) -> AsyncIterator[tuple[int, s
 
 async def test_a_deaf_reader_is_given_up_also_behind_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what is kept for it in memory meanwhile is little."""
-    monkeypatch.setattr(bodies, "_DEAF", 0.3)
+    monkeypatch.setattr(sending, "_DEAF", 0.3)
     async with _given_by_tls(tmp_path, 30_000_000) as (port, context, given_up):
         _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, limit=1000)
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -500,7 +501,7 @@ async def test_a_deaf_reader_is_given_up_also_behind_tls(tmp_path: Path, monkeyp
 
 async def test_only_so_many_files_go_through_tls_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each takes memory: who comes when it is taken is asked to come again, and then gets the file."""
-    monkeypatch.setattr(bodies, "_THROUGH_TLS", Portions(1))
+    monkeypatch.setattr(sending, "_THROUGH_TLS", Portions(1))
     async with _given_by_tls(tmp_path, 30_000_000) as (port, context, given_up):
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, limit=1000)
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -531,10 +532,10 @@ class _Full:
 
 async def test_who_takes_nothing_of_the_headers_costs_no_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor is it waited for without an end."""
-    monkeypatch.setattr(bodies, "_DEAF", 0.3)
+    monkeypatch.setattr(sending, "_DEAF", 0.3)
     transport = _Full()
     with pytest.raises(ConnectionResetError):
-        await asyncio.wait_for(bodies._emptied(transport), 5)
+        await asyncio.wait_for(sending._emptied(transport), 5)
     assert transport.asked < 60, "some a moment, not as often as the loop turns"
 
 
@@ -566,7 +567,7 @@ async def test_a_body_that_http_1_0_cannot_ask_for_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, comes: bytes, status: int
 ) -> None:
     """Unless it comes anyhow: the handler, which takes a turn for it, is not even called."""
-    monkeypatch.setattr(bodies, "_UNASKED", 0.3)
+    monkeypatch.setattr(receiving, "_UNASKED", 0.3)
     bodies_read = list[bytes]()
 
     async def handler(request: web.Request) -> web.Response:

@@ -12,9 +12,9 @@ from aiohttp import web
 
 from fedota.contracts.runtime import Presigned, PresignRequest
 from fedota.process import serving
-from fedota.runtime.bodies import send_file
 from fedota.runtime.coordinator.objects import Objects, StoreError, WrongObjectError
 from fedota.runtime.coordinator.platform import Platform
+from fedota.runtime.sending import send_file
 
 CONTENT = bytes(range(256)) * 12_000
 

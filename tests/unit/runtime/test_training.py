@@ -27,7 +27,6 @@ from fedota.contracts.runtime import (
 from fedota.errors import FedotaError
 from fedota.events.problems import ModelFile, Plan
 from fedota.process import serving
-from fedota.runtime.bodies import send_file
 from fedota.runtime.coordinator import rounds
 from fedota.runtime.coordinator import training as module
 from fedota.runtime.coordinator.collector import Collector
@@ -38,6 +37,7 @@ from fedota.runtime.coordinator.storing import DamagedError
 from fedota.runtime.coordinator.training import Training
 from fedota.runtime.places import whole
 from fedota.runtime.protocol import Accepted, Claim, Concluded, Meta
+from fedota.runtime.sending import send_file
 from fedota.runtime.tensors import layout_of
 
 MODEL = safetensors.numpy.save({"w": np.arange(10_000, dtype=np.float32)})

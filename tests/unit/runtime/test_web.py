@@ -14,7 +14,7 @@ import structlog.testing
 from aiohttp import web
 
 from fedota.process import serving
-from fedota.runtime.bodies import send_file
+from fedota.runtime.sending import send_file
 from fedota.runtime.web import problems
 
 _SIZE = 256 * 1024**2
