@@ -25,7 +25,7 @@ from fedota.contracts.runtime import Listening
 from fedota.errors import FedotaError
 from fedota.events import to_json
 from fedota.process import serving_at
-from fedota.runtime import bodies
+from fedota.runtime import bodies, receiving
 from fedota.runtime.places import Memory
 from fedota.runtime.protocol import CHECK_IN, MODELS, OFFSET, UPDATES, Finished, ModelRef
 from fedota.runtime.receiving import invite, read_body, unhurried
@@ -198,7 +198,7 @@ async def test_an_update_arrives_through_what_swallows_that_it_is_asked_for(
 ) -> None:
     """It is found out once, and by HTTP/1.0 without taking anybody's turn."""
     monkeypatch.setattr(bodies, "STALL", 0.2)
-    monkeypatch.setattr(bodies, "_UNASKED", 0.2)
+    monkeypatch.setattr(receiving, "_UNASKED", 0.2)
     selector = _Selector()
     async with (
         asyncio.timeout(20),
