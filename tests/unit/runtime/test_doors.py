@@ -16,9 +16,10 @@ from fedota.process import Service
 from fedota.runtime.aggregation import WeightedSum
 from fedota.runtime.places import put
 from fedota.runtime.protocol import EXAMPLES, HEADER_SLACK, OFFSET, WHOLE, ModelRef, Work
-from fedota.runtime.selector import app
-from fedota.runtime.selector.app import _AHEAD, _MOST_AHEAD, Doors, _Sent, _sent
+from fedota.runtime.selector import reporting as module
 from fedota.runtime.selector.cohort import Cohort
+from fedota.runtime.selector.headers import AHEAD, Sent, sent_with
+from fedota.runtime.selector.reporting import _MOST_AHEAD, Reporting
 from fedota.runtime.selector.selecting import Selecting
 from fedota.runtime.selector.spool import MOST_UPLOADS, Spool
 from fedota.runtime.tensors import layout_of
@@ -30,7 +31,7 @@ LAYOUT = layout_of(memoryview(BODY))
 SETTINGS = SelectorSettings(
     problem_id="p", run=1, name="s", coordinator="http://127.0.0.1:9", token_key="", key="secret"
 )
-SENT = _Sent(offset=0, length=len(BODY), examples=1, metrics={})
+SENT = Sent(offset=0, length=len(BODY), examples=1, metrics={})
 
 
 def cohort(name: str) -> Cohort:
@@ -42,9 +43,9 @@ def cohort(name: str) -> Cohort:
 COHORT = cohort("k")
 
 
-def doors_of(selecting: Selecting) -> Doors:
-    """What clients find there."""
-    return Doors(SETTINGS, selecting, Service("selector"))
+def reporting_of(selecting: Selecting) -> Reporting:
+    """How it takes updates."""
+    return Reporting(selecting, Service("selector"))
 
 
 PATIENT = {"Expect": "100-continue", "Content-Length": str(10**9)}
@@ -59,35 +60,35 @@ def ticket(number: int) -> Ticket:
 LATE = ticket(1000), COHORT
 
 
-async def crowded(directory: Path) -> Doors:
+async def crowded(directory: Path) -> Reporting:
     """A selector that has no turn to give."""
-    doors = doors_of(Selecting(SETTINGS, directory))
+    reporting = reporting_of(Selecting(SETTINGS, directory))
     for number in range(MOST_UPLOADS):
-        await doors._take_turn(ticket(number), COHORT)
-    return doors
+        await reporting._take_turn(ticket(number), COHORT)
+    return reporting
 
 
 async def test_only_so_much_waits_in_memory_for_a_turn(tmp_path: Path) -> None:
     """Who sends a large body unasked is asked to come again when many do; who holds it back, or has little, waits."""
-    doors = doors_of(Selecting(SETTINGS, tmp_path))
+    reporting = reporting_of(Selecting(SETTINGS, tmp_path))
     large = make_mocked_request("POST", "/", headers={"Content-Length": str(10**9)})
     with ExitStack() as waiting:
-        for number in range(_MOST_AHEAD // _AHEAD):
-            waiting.enter_context(doors._counted_ahead(large, ticket(number), COHORT))
-        waiting.enter_context(doors._counted_ahead(make_mocked_request("POST", "/", headers=PATIENT), *LATE))
-        with pytest.raises(FedotaError, match="Too many updates"), doors._counted_ahead(large, *LATE):
+        for number in range(_MOST_AHEAD // AHEAD):
+            waiting.enter_context(reporting._counted_ahead(large, ticket(number), COHORT))
+        waiting.enter_context(reporting._counted_ahead(make_mocked_request("POST", "/", headers=PATIENT), *LATE))
+        with pytest.raises(FedotaError, match="Too many updates"), reporting._counted_ahead(large, *LATE):
             pass
     for _ in range(2):
-        with doors._counted_ahead(large, *LATE):
+        with reporting._counted_ahead(large, *LATE):
             pass
 
 
 async def test_of_one_ticket_only_the_latest_request_waits(tmp_path: Path) -> None:
     """Else a single client would be the whole queue."""
-    doors, waits = doors_of(Selecting(SETTINGS, tmp_path)), asyncio.Event()
+    reporting, waits = reporting_of(Selecting(SETTINGS, tmp_path)), asyncio.Event()
 
     async def wait() -> None:
-        async with doors._only_one_waiting(ticket(1), COHORT):
+        async with reporting._only_one_waiting(ticket(1), COHORT):
             await waits.wait()
 
     requests = []
@@ -99,7 +100,7 @@ async def test_of_one_ticket_only_the_latest_request_waits(tmp_path: Path) -> No
     assert not requests[3].done()
     waits.set()
     await asyncio.wait_for(requests[3], 5)
-    assert not doors._waiting
+    assert not reporting._waiting
 
 
 @pytest.mark.parametrize("limit", ["_QUEUE", "_WAIT"])
@@ -107,11 +108,11 @@ async def test_who_waits_long_is_told_to_come_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     """A client would take the selector for dead."""
-    monkeypatch.setattr(app, limit, 0.01)
-    doors = await crowded(tmp_path)
+    monkeypatch.setattr(module, limit, 0.01)
+    reporting = await crowded(tmp_path)
     with pytest.raises(FedotaError, match="Too many updates") as raised:
-        async with doors._only_one_waiting(*LATE):
-            await doors._take_turn(*LATE)
+        async with reporting._only_one_waiting(*LATE):
+            await reporting._take_turn(*LATE)
     assert raised.value.problem.retry_after
 
 
@@ -129,7 +130,7 @@ def test_lengths_that_do_not_fit_are_refused_unread(tmp_path: Path, headers: dic
     """The body is not asked for."""
     request = make_mocked_request("PATCH", "/", headers={EXAMPLES: "1", **headers})
     with pytest.raises(FedotaError) as raised:
-        _sent(request, Spool(LAYOUT.size, tmp_path))
+        sent_with(request, Spool(LAYOUT.size, tmp_path).size)
     assert raised.value.problem.code == code
 
 
@@ -137,7 +138,7 @@ def test_a_rest_may_come_in_pieces(tmp_path: Path) -> None:
     """Or whole, or as long as it comes."""
     for length in ({"Content-Length": "20"}, {"Content-Length": "40"}, {}):
         headers = {EXAMPLES: "1", OFFSET: "60", WHOLE: "100", **length}
-        sent = _sent(make_mocked_request("PATCH", "/", headers=headers), Spool(LAYOUT.size, tmp_path))
+        sent = sent_with(make_mocked_request("PATCH", "/", headers=headers), Spool(LAYOUT.size, tmp_path).size)
         assert (sent.offset, sent.length) == (60, 100)
 
 
@@ -147,18 +148,18 @@ async def test_a_sum_that_was_lost_is_begun_again_while_it_is_needed(
 ) -> None:
     """But an update of a cohort that is over costs the present one nothing."""
     selecting, spool, present = Selecting(SETTINGS, tmp_path), Spool(LAYOUT.size, tmp_path), cohort("k")
-    doors, life = doors_of(selecting), selecting.life
+    reporting, life = reporting_of(selecting), selecting.life
     selecting.cohort, of = present, cohort("before") if over else present
     upload = of.uploads.receiving["t"] = Upload(None)
     upload.place = place = await spool.place()
     put(place, BODY)
     of_it = Ticket(id="t", organization="org", client="c", round=1, attempt=1, cohort=of.id, selector="s", life=life)
-    await doors._turns.take("org")
+    await reporting._turns.take("org")
 
     def broken(*_: Any) -> None:
         raise MemoryError
 
     monkeypatch.setattr(WeightedSum, "add", broken)
     with pytest.raises(FedotaError, match="lost its sum"):
-        await doors._count(spool, of_it, of, upload, SENT)
+        await reporting._count(spool, of_it, of, upload, SENT)
     assert (selecting.cohort is present, selecting.life == life) == (over, over)
