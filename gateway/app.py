@@ -18,7 +18,7 @@ from gateway import pages
 from gateway.auth import TokensFile
 from gateway.guard import guard
 from gateway.health import reasons_stay_here
-from gateway.parts import HEARTBEAT, PARTS, TOKENS, Parts
+from gateway.parts import HEARTBEAT, PARTS, SCHEME, TOKENS, Parts
 from gateway.people import PEOPLE, People, PeopleKeys, named, read_key_file
 from gateway.projection import PROJECTION
 from gateway.reads import Reads
@@ -45,6 +45,7 @@ def create_app(settings: Settings) -> web.Application:
     middlewares = [pages.error_pages, problems, guard(tokens, sessions, ACTIONS_OF), reasons_stay_here, named]
     app = web.Application(middlewares=middlewares, client_max_size=BODY_LIMIT)
     app[HEARTBEAT] = settings.heartbeat
+    app[SCHEME] = "https" if settings.https else "http"
     app[TOKENS] = tokens
     app[pages.ENTRANCE] = pages.Entrance(tokens.find, sessions)
     app[pages.TEMPLATES] = pages.load_templates(uploads=bool(settings.s3_public_url))

@@ -33,6 +33,7 @@ class Parts(NamedTuple):
 
 PARTS: Final = web.AppKey("parts", Parts)
 HEARTBEAT: Final = web.AppKey("heartbeat", float)
+SCHEME: Final = web.AppKey("scheme", str)  # by which people reach the gateway
 TOKENS: Final = web.AppKey("tokens", TokensFile)
 IDENTITY: Final = web.RequestKey("identity", Identity)
 _ACTOR: Final = web.RequestKey("actor", str)

@@ -14,6 +14,7 @@ from gateway.parts import (
     HEARTBEAT,
     IDENTITY,
     PARTS,
+    SCHEME,
     STILL_IN,
     answer,
     command,
@@ -93,6 +94,7 @@ async def get_kit(request: web.Request) -> web.Response:
         selectors=infrastructure["selectors"],
         expires=issued.expires,
         authority=infrastructure.get("authority", ""),  # a read model from before has none until it is rebuilt
+        page=f"{request.app[SCHEME]}://{request.host}/problems/{problem['problem_id']}",
     )
     response = answer(kit)
     file_name = organization.replace(" ", "-")

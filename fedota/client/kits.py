@@ -24,7 +24,8 @@ def read_kit(path: Path) -> Kit:
 def require_usable(kit: Kit) -> None:
     """Raise `ClientError` when nothing can be done with the kit."""
     if kit.expires <= time.time():
-        raise ClientError("The join kit has expired. Download a new one from the problem's page.")
+        where = f" ({kit.page})" if kit.page else ""
+        raise ClientError(f"The join kit has expired. Download a new one from the problem's page{where}.")
     if not kit.selectors:
         raise ClientError("The join kit names no selector. Download it again once the training has started.")
     for url in kit.selectors:

@@ -7,7 +7,7 @@ class Kit(msgspec.Struct, frozen=True, kw_only=True):
     """An organization's way into a problem. `token` proves the participation until `expires` (Unix seconds).
 
     `authority` is the certificate (PEM) of the authority behind the selectors' own, the only one to be trusted; empty
-    where they speak plain HTTP, which they do on one machine only.
+    where they speak plain HTTP, which they do on one machine only. `page` is where people read how the training goes.
     """
 
     problem_id: str
@@ -17,3 +17,4 @@ class Kit(msgspec.Struct, frozen=True, kw_only=True):
     selectors: list[str]
     expires: int
     authority: str = ""
+    page: str = ""

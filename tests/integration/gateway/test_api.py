@@ -279,6 +279,7 @@ async def test_the_join_kit_waits_for_approval_and_infrastructure(platform: Any)
             reply = await who.get(f"{path}/{name}/kit", params={"at_least": position})
             return reply.status, await reply.json(content_type=None)
 
+        here = (await organization.get("/livez")).url.origin()
         assert (await kit(position=await platform.record(*story[:2])))[1]["code"] == "participation_not_found"
         assert (await kit(position=await platform.record(story[2])))[1]["code"] == "participation_state"
         status, body = await kit(position=await platform.record(*story[3:5]))
@@ -295,6 +296,7 @@ async def test_the_join_kit_waits_for_approval_and_infrastructure(platform: Any)
                 "selectors": ["http://s0"],
                 "expires": 2_000_000_000,
                 "authority": "PEM",
+                "page": f"{here}/problems/{problem_id}",
             },
         )
         assert (await kit(who=clinic))[0] == 200

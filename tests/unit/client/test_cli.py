@@ -16,7 +16,13 @@ TRAIN = "def train(model, data, config):\n    return model, 1, {}\n"
 def kit(expires: float, *selectors: str) -> bytes:
     """A kit's file."""
     made = Kit(
-        problem_id="p", name="P", organization="o", token="secret", selectors=list(selectors), expires=int(expires)
+        problem_id="p",
+        name="P",
+        organization="o",
+        token="secret",
+        selectors=list(selectors),
+        expires=int(expires),
+        page="https://fedota.test/problems/p",
     )
     return msgspec.json.encode(made)
 
@@ -28,11 +34,14 @@ def kit(expires: float, *selectors: str) -> bytes:
         (b"", "is not a join kit"),
         (b"\xff\xfe", "is not a join kit"),
         (b'{"problem_id": "p"}', "is not a join kit"),
-        (kit(time.time() - 1, "http://127.0.0.1:9"), "The join kit has expired"),
+        (
+            kit(time.time() - 1, "http://127.0.0.1:9"),
+            "The join kit has expired. Download a new one from the problem's page (https://fedota.test/problems/p).",
+        ),
         (kit(time.time() + 86_400), "names no selector"),
         (
             kit(time.time() + 86_400, "http://127.0.0.1:9"),
-            "The training may have ended, or been started anew: look at the problem's page",
+            "The training may have ended, or been started anew: look at the problem's page (https://fedota.test/problems/p).",
         ),
         (
             kit(time.time() + 86_400, "https://127.0.0.1:9", "http://10.0.0.1:9"),
