@@ -47,9 +47,12 @@ class Objects:
         """
         signed = await self._platform.presign(PresignRequest(method="GET", key=key))
         draft = path.with_suffix(".new")
+        went_on = draft.exists()
         await self._download(key, signed, size, draft, tell)
         if draft.stat().st_size != size or await digest(draft, tell) != sha256:
             draft.unlink()
+            if went_on:  # what an earlier life had left may be damaged, which says nothing of the object
+                raise StoreError(f"what was here of {key} is damaged; it is fetched anew")
             raise WrongObjectError(f"{key} is not the object that was recorded: its size or SHA-256 differs")
         draft.replace(path)
 

@@ -136,6 +136,35 @@ async def test_a_model_that_comes_slowly_is_waited_for(
     assert (tmp_path / "model.safetensors").read_bytes() == BODY and there.heard == 1
 
 
+@pytest.mark.parametrize("left", [None, BODY[:1000], bytes(1000), bytes(len(BODY)), bytes(len(BODY) + 1)])
+async def test_a_damaged_model_is_fetched_again_and_never_had(tmp_path: Path, left: bytes | None) -> None:
+    """Whether it comes so or an earlier life's part of it is: neither its file nor what was left says who is right."""
+    path, asked, bodies_ = tmp_path / "model.safetensors", list[str](), list[bytes]()
+    if left is not None:
+        path.write_bytes(bytes(len(BODY)))  # that life had it whole; what a disk has made of it since nobody knows
+        path.with_suffix(".new").write_bytes(left)
+
+    async def give(request: web.Request) -> web.Response:
+        asked.append(request.headers.get("Range", ""))
+        start = int(asked[-1].removeprefix("bytes=").removesuffix("-") or 0)
+        return web.Response(status=206 if start else 200, body=bodies_.pop(0)[start:])
+
+    app = web.Application()
+    app.router.add_get(MODELS, give)
+    async with serving(app, "127.0.0.1", 0) as url:
+        link = Link(url, "key", "selector-0", "life")
+        async with link.open():
+            bodies_ += [BODY[:-1] + b"x", BODY]
+            with pytest.raises(FedotaError, match="came damaged"):
+                await link.fetch(MODEL, path)
+            assert not path.with_suffix(".new").exists()
+            bodies_[:] = bodies_[-1:]
+            await link.fetch(MODEL, path)
+    assert path.read_bytes() == BODY
+    here = min(len(left or b""), len(BODY))
+    assert asked == [f"bytes={here}-"] * (0 < here < len(BODY)) + [""] * (1 + (here == 0))
+
+
 async def test_one_message_may_be_swallowed(
     coordinator: tuple[Coordinator, Link], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,19 @@ async def test_a_download_that_never_gets_further_is_no_progress(store: Store, t
             heard.clear()
 
 
+async def test_a_part_that_was_damaged_is_not_the_stores_fault(store: Store, tmp_path: Path) -> None:
+    """What a disk made of an earlier life's draft says nothing of the object: that is fetched anew, as a whole."""
+    path = tmp_path / "model.safetensors"
+    path.with_suffix(".new").write_bytes(bytes(1000))
+    wanted: Any = ("key", hashlib.sha256(CONTENT).hexdigest(), len(CONTENT), path)
+    async with objects(store) as made:
+        with pytest.raises(StoreError, match="damaged"):
+            await made.fetch(*wanted)
+        assert list(tmp_path.glob("model.*")) == []
+        await made.fetch(*wanted)
+    assert path.read_bytes() == CONTENT and store.ranges == ["bytes=1000-", ""]
+
+
 @pytest.mark.parametrize("changes", [{"size": len(CONTENT) - 1}, {"size": len(CONTENT) + 1}, {"sha256": "0" * 64}])
 async def test_another_object_than_the_recorded_one_is_refused(
     store: Store, tmp_path: Path, changes: dict[str, Any]

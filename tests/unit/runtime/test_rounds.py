@@ -725,6 +725,23 @@ def test_a_killed_coordinator_had_given_an_issuer_up() -> None:
     assert rounds.orders(runner.rules, state, "a", "a").lost
 
 
+def test_whoever_gave_out_a_ticket_that_is_granted_to_another_counts_no_more() -> None:
+    """From the grant on, before its holder has told of the update: a coordinator that begins never met the issuer."""
+    before = reporting()
+    runner = Runner(plan())
+    held = before.part(selected=1, reported=1)
+    for _ in range(3):
+        assert not runner.state.cohort or runner.claim("t1", issuer="a", life="b") == "wait", "it may only be late"
+        runner.then(Told(name="b", life="b", waiting=0, held=held), rounds.SETTLING)
+    assert runner.claim("t1", issuer="a", life="b") == "granted"
+    runner.then(Told(name="a", life="a", waiting=0, held=before.part(selected=2, reported=2)))
+    state = runner.handed("a", 2)
+    assert state.cohort is not None and (runner.phase(), state.cohort.reported) == ("reporting", 1)
+    there = rounds.orders(runner.rules, state, "a", "a")
+    assert there.lost and there.work is None
+    assert runner.claim("t2", issuer="b", life="a", name="b") == "over", "nor does it get what others gave out"
+
+
 def test_two_sums_with_one_claimed_ticket_are_never_both_taken() -> None:
     """A coordinator that was restarted sees what one before it had granted twice over."""
     before = reporting()

@@ -36,7 +36,7 @@ from fedota.runtime.coordinator.state import Cohort, Member, Rules, Spoiled, Tic
 from fedota.runtime.coordinator.storing import DamagedError
 from fedota.runtime.coordinator.training import Training
 from fedota.runtime.places import whole
-from fedota.runtime.protocol import Accepted, Claim, Concluded, Meta
+from fedota.runtime.protocol import Accepted, Claim, Concluded, Held, Meta, Told
 from fedota.runtime.sending import send_file
 from fedota.runtime.tensors import layout_of
 
@@ -99,18 +99,18 @@ async def ground(tmp_path: Path) -> AsyncIterator[Ground]:
         yield made
 
 
-async def loaded(ground: Ground, directory: Path) -> Training:
+async def loaded(ground: Ground, directory: Path, plan: Plan = PLAN) -> Training:
     """A training that has its model."""
     settings = CoordinatorSettings(
         problem_id="p",
         run=1,
-        plan=PLAN,
+        plan=plan,
         model=ModelFile(key="model", sha256=DIGEST, size=len(MODEL)),
         nats_url="",
         nats_credentials="",
         key="",
     )
-    training = Training(settings, Rules(problem_id="p", run=1, plan=PLAN, life="c1"), directory)
+    training = Training(settings, Rules(problem_id="p", run=1, plan=plan, life="c1"), directory)
     platform = cast("Platform", ground)
     async with aiohttp.ClientSession() as http:
         await training.load(platform, Objects(platform, http))
@@ -127,6 +127,45 @@ async def test_a_model_s_download_goes_on_in_the_next_life(ground: Ground, tmp_p
     assert ground.ranges == ["bytes=30000-"]
     assert training.model_file(DIGEST).read_bytes() == MODEL
     assert list(models.iterdir()) == [training.model_file(DIGEST)]
+
+
+async def test_a_model_that_was_damaged_meanwhile_is_fetched_anew(ground: Ground, tmp_path: Path) -> None:
+    """An earlier life had it whole, or a part of it: what a disk has made of that since is not trained on."""
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / f"{DIGEST}.safetensors").write_bytes(bytes(len(MODEL)))
+    (models / f"{DIGEST}.new").write_bytes(bytes(30_000))
+    training = await loaded(ground, tmp_path)
+    assert ground.ranges == ["bytes=30000-", ""]
+    assert training.model_file(DIGEST).read_bytes() == MODEL
+
+
+async def test_no_sum_is_taken_of_whoever_gave_out_a_ticket_that_is_granted_to_another(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was silent when the coordinator began, and comes back with the update that was asked for elsewhere."""
+    training = await loaded(ground, tmp_path, Plan(rounds=1, goal_count=3, selectors=2))
+    now = [time.time()]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    work = {"cohort": "k", "round": 1, "attempt": 1, "base": DIGEST, "share": 2, "shares": {"a": 2, "b": 2}}
+
+    def tells(life: str, after: float = 0.0, **held: Any) -> None:
+        now[0] += after
+        part = Held(**{**work, "deadline": now[0] + 600, "selected": 2, **held})
+        training.happened(Told(name=life, life=life, waiting=0, held=part))
+
+    for _ in range(3):
+        tells("b", 6.0, reported=1)
+    wanted = Claim(life="b", cohort="k", ticket="t", name="a", issuer="a")
+    assert training.claim(wanted).answer == "granted"
+    tells("a", reported=2)
+    assert training.orders("a", "a").lost and training.state.phase == "reporting"
+    tells("b", reported=3, claimed={"t": "a"})
+    collect = training.orders("b", "b").work
+    assert collect is not None and collect.collect
+    training.require_wanted(Meta(cohort="k", life="b", collection=collect.collect, accepted=[]))
+    with pytest.raises(FedotaError, match="round_over"):
+        training.require_wanted(Meta(cohort="k", life="a", collection=collect.collect, accepted=[]))
 
 
 async def test_an_older_answer_does_not_let_the_revoked_in_again(

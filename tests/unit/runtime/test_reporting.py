@@ -103,6 +103,16 @@ async def test_of_one_ticket_only_the_latest_request_waits(tmp_path: Path) -> No
     assert not reporting._waiting
 
 
+async def test_two_requests_that_get_their_turns_at_once_do_not_share_a_place(tmp_path: Path) -> None:
+    """Each saw that nothing of the update comes: one of them goes on."""
+    reporting, there = reporting_of(Selecting(SETTINGS, tmp_path)), cohort("k")
+    request = make_mocked_request("POST", "/")
+    upload = reporting._begin(request, ticket(1), there, SENT)
+    with pytest.raises(FedotaError, match="already_reported"):
+        reporting._begin(request, ticket(1), there, SENT)
+    assert there.uploads.receiving == {ticket(1).id: upload}
+
+
 @pytest.mark.parametrize("limit", ["_QUEUE", "_WAIT"])
 async def test_who_waits_long_is_told_to_come_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
