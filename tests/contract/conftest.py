@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from fedota.kernel import projection
 from fedota.kernel.migrations import PROCESSES, migrate
 from fedota.kernel.relay import Relay
 from fedota.kernel.service import Service
@@ -17,6 +18,12 @@ from tests.support.services import OWNERS, forget_stream
 __all__ = ["bare", "ground", "relayed", "world"]
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Projections in the test's process try again soon: a fault costs no second of the test."""
+    monkeypatch.setattr(projection, "_PAUSE", 0.05)
+
+
 @pytest.fixture
 async def bare(servers: RunningServers) -> Ground:
     """NATS alone, without a stream."""
@@ -25,11 +32,11 @@ async def bare(servers: RunningServers) -> Ground:
 
 
 @pytest.fixture
-async def ground(servers: RunningServers, database_url: str) -> AsyncIterator[Ground]:
+async def ground(servers: RunningServers, migrated_url: str) -> AsyncIterator[Ground]:
     """An empty log and no stream."""
-    await migrate(database_url, dict.fromkeys(PROCESSES, PASSWORD), share_roles=True)
+    await migrate(migrated_url, dict.fromkeys(PROCESSES, PASSWORD), share_roles=True)
     await forget_stream(servers.nats_url, servers.nats_keys["anything"])
-    made = Ground(servers, database_url)
+    made = Ground(servers, migrated_url)
     async with AsyncExitStack() as stack:
         for owner in OWNERS:
             made.logs[owner] = await stack.enter_async_context(made.log(owner))

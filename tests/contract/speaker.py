@@ -170,6 +170,8 @@ class Client:
     def go_on(self, work: Work) -> Answer:
         """What is missing of an update."""
         held = self.http.ask("HEAD", "/v1/updates", {"Fedota-Ticket": work.ticket})
+        if held.status == 409:  # it still comes by the old connection, or is over: the next check-in tells
+            return held
         if held.status != 204:
             raise RefusedError(held)
         have = int(held.headers["Upload-Offset"])
@@ -254,7 +256,7 @@ def take_part(kit: Mapping[str, Any], number: int, *, breaking: bool = False) ->
                 kept = None
             elif answer.status >= 500:
                 time.sleep(float(answer.headers.get("Retry-After", "1")))
-            elif answer.status != 200 and answer.code != "already_reported":
+            elif answer.status not in (200, 409):
                 raise RefusedError(answer)
         except (OSError, http.client.HTTPException):
             selectors.append(selectors.pop(0))

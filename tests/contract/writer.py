@@ -1,4 +1,4 @@
-"""One of several processes that append at once: `python -m tests.contract.writer <log|plain> <writers> <appends>`.
+"""One of several processes that append at once: `python -m tests.contract.writer <writers> <appends>`.
 
 Each append is of one to three events. Prints the ids of what it wrote, one a line.
 """
@@ -7,8 +7,6 @@ import asyncio
 import os
 import sys
 from uuid import UUID, uuid4
-
-import asyncpg
 
 from fedota.events import NewEvent, uuid7
 from fedota.kernel.database import connect_pool
@@ -19,7 +17,7 @@ from tests.contract.ground import requested
 _CONTEXT = Context(actor="writer", correlation=uuid7())
 
 
-async def _write_log(url: str, writers: int, appends: int) -> list[UUID]:
+async def _write(url: str, writers: int, appends: int) -> list[UUID]:
     async with connect_pool(Secret(url), "problems", size=2) as pool, EventLog.open(pool) as log:
 
         async def writer() -> list[UUID]:
@@ -33,24 +31,6 @@ async def _write_log(url: str, writers: int, appends: int) -> list[UUID]:
         return [id_ for ids in await asyncio.gather(*(writer() for _ in range(writers))) for id_ in ids]
 
 
-async def _write_plain(url: str, writers: int, appends: int) -> list[UUID]:
-    """What most programs do: a serial column, transactions of more than one statement."""
-
-    async def writer() -> list[UUID]:
-        connection = await asyncpg.connect(url)
-        written = []
-        for number in range(appends):
-            async with connection.transaction():
-                for _ in range(1 + number % 3):
-                    written.append(uuid7())
-                    await connection.execute("insert into plain (id) values ($1)", written[-1])
-        await connection.close()
-        return written
-
-    return [id_ for ids in await asyncio.gather(*(writer() for _ in range(writers))) for id_ in ids]
-
-
 if __name__ == "__main__":
-    write = {"log": _write_log, "plain": _write_plain}[sys.argv[1]]
-    for id_ in asyncio.run(write(os.environ["FEDOTA_DATABASE_URL"], int(sys.argv[2]), int(sys.argv[3]))):
+    for id_ in asyncio.run(_write(os.environ["FEDOTA_DATABASE_URL"], int(sys.argv[1]), int(sys.argv[2]))):
         sys.stdout.write(f"{id_}\n")

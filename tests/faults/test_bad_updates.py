@@ -662,7 +662,7 @@ def said_to(world: World, data: bytes) -> bytes:
     place = urlsplit(world.selectors[0].url)
     answer = b""
     with socket.create_connection((place.hostname, place.port), timeout=PATIENCE) as connection:
-        with suppress(BrokenPipeError, ConnectionResetError):
+        with suppress(OSError):  # it was refused and cut off: before all was sent, or before we say that it was
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)
         with suppress(ConnectionResetError):

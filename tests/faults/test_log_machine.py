@@ -14,13 +14,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from fedota.errors import FedotaError
 from fedota.events import NewEvent, to_json, uuid7
+from fedota.kernel.database import Connection
 from fedota.kernel.event_log import Append, Appended, Context, EventLog, fingerprint
 from fedota.kernel.migrations import PROCESSES, migrate
 from tests.contract.ground import PASSWORD, Ground
 from tests.faults.conftest import COUNT
 from tests.faults.load import a_report
 from tests.support.servers import RunningServers, fresh_database
-from tests.support.services import new_id
+from tests.support.services import new_id, until
 
 STREAMS = st.integers(0, 2)
 EXPECTED = st.sampled_from(["anything", "right", "wrong"])
@@ -146,12 +147,14 @@ class Log(RuleBasedStateMachine):
         async def both() -> None:
             async with self.database.ground.superuser() as connection:
                 appending = asyncio.ensure_future(self.database.log.append(request))
-                await connection.execute(
-                    "select pg_terminate_backend(pid) from pg_stat_activity"
+                cut = await connection.fetch(
+                    "select pid, pg_terminate_backend(pid) from pg_stat_activity"
                     " where datname = current_database() and pid <> pg_backend_pid()"
                 )
                 await asyncio.wait([appending])
                 appending.exception()
+                # one that is told to go and has not gone yet would be given to the next who asks
+                await until(lambda: _have_ended(connection, [row["pid"] for row in cut]), "all of them are cut")
 
         self.database.run(both())
         [answer] = self.send(request)
@@ -171,6 +174,10 @@ class Log(RuleBasedStateMachine):
             return await log.head(), streams
 
         assert self.database.run(found()) == (self.head, self.streams)
+
+
+async def _have_ended(connection: Connection, pids: list[int]) -> bool:
+    return not await connection.fetchval("select count(*) from pg_stat_activity where pid = any($1)", pids)
 
 
 def _code(answer: Any) -> str:

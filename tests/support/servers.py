@@ -108,12 +108,12 @@ async def _accepts(url: str) -> bool:
 
 
 @asynccontextmanager
-async def fresh_database(admin_url: str) -> AsyncIterator[str]:
-    """The URL of an empty database, as a superuser; gone afterwards, with whoever is still connected."""
+async def fresh_database(admin_url: str, template: str = "template0") -> AsyncIterator[str]:
+    """The URL of a database like `template`, as a superuser; gone afterwards, with whoever is still connected."""
     name = f"test_{secrets.token_hex(8)}"
     connection = await asyncpg.connect(admin_url)
     try:
-        await connection.execute(f"create database {name} template template0")
+        await connection.execute(f"create database {name} template {template}")
         yield urlunsplit(urlsplit(admin_url)._replace(path=f"/{name}"))
         await connection.execute(f"drop database {name} with (force)")
     finally:

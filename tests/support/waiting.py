@@ -14,7 +14,9 @@ async def until(look: Callable[[], Awaitable[Any]], what: str = "", patience: fl
     last: Any = None
     with suppress(TimeoutError):
         async with asyncio.timeout(patience):
-            while not (last := await look()):  # noqa: ASYNC110 - another process changes what it looks at
+            while True:
+                with suppress(TimeoutError):  # the look's own: not yet
+                    if last := await look():
+                        return last
                 await asyncio.sleep(_PAUSE)
-            return last
     raise AssertionError(f"still not so after {patience:.0f} s: {what or look}; last seen: {last!r}")

@@ -264,16 +264,18 @@ async def test_two_that_are_killed_again_and_again_leave_one_sequence(world: Wor
             await world.grow(3)
 
     growing = asyncio.create_task(grow())
-    for turn in range(3):
-        before = len(world.numbers())
-        async with process(world, world.directory / "one"), process(world, world.directory / "two"):
+    try:
+        for turn in range(3):
+            before = len(world.numbers())
+            async with process(world, world.directory / "one"), process(world, world.directory / "two"):
 
-            async def more(before: int = before, turn: int = turn) -> bool:
-                return len(world.numbers()) > before + turn
+                async def more(before: int = before, turn: int = turn) -> bool:
+                    return len(world.numbers()) > before + turn
 
-            await until(more, "checkpoints are made", 60)
-    over.set()
-    await growing
+                await until(more, "checkpoints are made", 60)
+    finally:
+        over.set()
+        await growing
     assert (await world.verify()).findings == []
     await world.another_notary().sign()
     report = await world.verify()

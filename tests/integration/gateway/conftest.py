@@ -221,9 +221,9 @@ def write_tokens(path: Path) -> Path:
 
 
 @pytest.fixture
-async def platform(servers: RunningServers, database_url: str, tmp_path: Path) -> AsyncIterator[Stage]:
+async def platform(servers: RunningServers, migrated_url: str, tmp_path: Path) -> AsyncIterator[Stage]:
     """A gateway that runs, with an empty log."""
-    async with Platform.open(servers, database_url) as ground, AsyncExitStack() as stack:
+    async with Platform.open(servers, migrated_url) as ground, AsyncExitStack() as stack:
         stage = Stage(ground)
         for owner in ("problems", "storage"):
             service = await stack.enter_async_context(ground.bus(owner))

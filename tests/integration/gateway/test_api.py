@@ -13,6 +13,7 @@ from fedota.contracts import commands
 from fedota.errors import FedotaError
 from fedota.events import orchestrator as infra
 from fedota.events.problems import ParticipationRequested, ProblemCompleted
+from fedota.kernel.projection import Projector
 from fedota.kernel.rebuilding import rebuild, verify
 from gateway.projection import PROJECTION
 
@@ -386,8 +387,7 @@ async def test_events_are_asked_for_by_problem_and_type(platform: Any) -> None:
 
 async def test_a_read_of_the_future_times_out_and_says_so(platform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A position that nothing has reached is not waited for for ever."""
-    wait = asyncio.wait_for
-    monkeypatch.setattr("fedota.kernel.projection.asyncio.wait_for", lambda work, _: wait(work, 0.1))
+    monkeypatch.setattr(Projector.wait_for, "__defaults__", (0.1,))
     async with platform.client("setter") as setter:
         reply = await setter.get("/api/problems", params={"at_least": 999})
         assert (reply.status, reply.headers["Retry-After"]) == (504, "1")

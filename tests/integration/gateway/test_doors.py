@@ -8,6 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from aiohttp.web_protocol import RequestHandler
 from yarl import URL
 
 from fedota.events import orchestrator as infra
@@ -157,6 +158,9 @@ async def test_a_form_of_unknown_length_is_not_read(platform: Any) -> None:
 async def test_half_a_body_holds_no_connection_for_ever(platform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a stranger's, nor that of somebody who may send one."""
     monkeypatch.setattr(web_errors, "_PATIENCE", 0.1)
+    defaults = RequestHandler.__init__.__kwdefaults__
+    assert defaults  # among them that aiohttp, once it has answered, gives the rest of a body ten seconds to come
+    monkeypatch.setitem(defaults, "lingering_time", 0.1)
     form = "Content-Type: application/x-www-form-urlencoded\r\nAccept: text/html\r\n"
     answers = await asyncio.gather(
         _half(platform.url, "/sign-in", form),

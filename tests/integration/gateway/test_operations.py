@@ -15,7 +15,6 @@ from fedota.contracts.operations import DeadLetter, DeadLetterRequest, DeadLette
 from fedota.errors import FedotaError
 from fedota.events import to_json
 from fedota.kernel.bus import Bus
-from gateway import operations
 from tests.support.waiting import until
 
 NOW = datetime.now(UTC)
@@ -62,9 +61,8 @@ class Process:
 
 
 @pytest.fixture
-async def played(platform: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Process]:
+async def played(platform: Any) -> AsyncIterator[Process]:
     """A played process beside the real gateway; the others are not there."""
-    monkeypatch.setattr(operations, "_LOOK", 0.5)
     async with AsyncExitStack() as stack:
         bus = await stack.enter_async_context(platform.ground.bus(PLAYED))
         yield await stack.enter_async_context(Process().running(bus))

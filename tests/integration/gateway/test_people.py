@@ -175,9 +175,9 @@ async def forget(door: Running, who: str, name: str = "carl") -> dict[str, Any]:
 
 
 @pytest.fixture
-async def doors(servers: RunningServers, database_url: str, tmp_path: Path) -> AsyncIterator[Doors]:
+async def doors(servers: RunningServers, migrated_url: str, tmp_path: Path) -> AsyncIterator[Doors]:
     """No gateway yet."""
-    async with Platform.open(servers, database_url) as platform, AsyncExitStack() as stack:
+    async with Platform.open(servers, migrated_url) as platform, AsyncExitStack() as stack:
         await stack.enter_async_context(World(platform, tmp_path).running())
         yield Doors(platform, tmp_path, stack)
 
@@ -272,11 +272,9 @@ async def test_two_gateways_at_once_agree_on_a_key(doors: Doors) -> None:
 async def test_forgetting_holds_at_once_everywhere(doors: Doors, door: Running) -> None:
     """At another gateway and on a stream that was open before; the log and what is made of it stay as they were."""
     other = await doors.open()
-    problem_id, position = await published(door)
-    await published(door, "carl")
-    assert (await read(other, "setter", f"/api/problems/{problem_id}", at_least=position))[
-        "setter"
-    ] == f"{ANNA} (setter)"
+    problem_id, _ = await published(door)
+    _, last = await published(door, "carl")
+    assert (await read(other, "setter", f"/api/problems/{problem_id}", at_least=last))["setter"] == f"{ANNA} (setter)"
     [anna, carl] = (await read(other, "carl", "/api/people"))["people"]
     assert (anna["name"], carl["name"]) == (ANNA, CARL)
     log, rows = await doors.log(), await _rows(other)

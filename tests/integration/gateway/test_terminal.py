@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,7 +81,15 @@ async def test_mistakes_are_answered_in_words(platform: Any, tmp_path: Path) -> 
     nowhere = {**env, "FEDOTA_URL": "http://127.0.0.1:9"}
     no_token = {name: value for name, value in env.items() if name != "FEDOTA_TOKEN"}
     (tmp_path / "token").write_text("two words")
-    for words, where, status, said in [
+    turns = asyncio.Semaphore(os.cpu_count() or 1)
+
+    async def is_told(words: Sequence[str], where: dict[str, str], status: int, said: str) -> None:
+        async with turns:
+            ended = await fedota(*words, env=where)
+        assert ended.status == status and said in ended.err, (words, ended)
+        assert "fdt_" not in ended.out + ended.err
+
+    mistakes: list[tuple[Sequence[str], dict[str, str], int, str]] = [
         (("events", "list", "--until", "1", "--after", "2"), env, 2, "no event is between"),
         (("events", "list", "--since", "soon"), env, 2, "15m"),
         (("events", "list", "--type", "Nothing"), env, 2, "ProblemCreated"),
@@ -102,10 +110,10 @@ async def test_mistakes_are_answered_in_words(platform: Any, tmp_path: Path) -> 
         (("projections", "rebuild", "a/b?c"), env, 1, "gateway, orchestrator"),
         (("projections", "list"), environment(platform, "setter"), 1, "operator"),
         (("deadletters", "show", "gateway", "1"), env, 1, "no dead letter"),
-    ]:
-        ended = await fedota(*words, env=where)
-        assert ended.status == status and said in ended.err, (words, ended)
-        assert "fdt_" not in ended.out + ended.err
+    ]
+    async with asyncio.TaskGroup() as all_:
+        for mistake in mistakes:
+            all_.create_task(is_told(*mistake))
 
 
 async def test_an_event_is_shown_with_what_led_to_it_and_what_followed(platform: Any) -> None:
@@ -141,12 +149,19 @@ async def tailing(platform: Any, *words: str) -> AsyncIterator[asyncio.subproces
     """A tail, which is interrupted in the end and has to end well."""
     # a shell that starts these tests in the background has them ignore Ctrl-C, and so would what they start
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = await begun("events", "tail", "--json", *words, env=environment(platform))
-    signal.signal(signal.SIGINT, before)
-    yield process
-    process.send_signal(signal.SIGINT)
-    async with asyncio.timeout(_PATIENCE):
-        _, err = await process.communicate()
+    try:
+        process = await begun("events", "tail", "--json", *words, env=environment(platform))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
+        yield process
+        process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(_PATIENCE):
+            _, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
     assert process.returncode == 130 and "Traceback" not in err.decode(), err.decode()
 
 

@@ -44,13 +44,13 @@ def key_file(tmp_path: Path) -> Path:
 
 
 async def test_events_carry_the_trace_of_the_request(
-    servers: RunningServers, database_url: str, tmp_path: Path, key_file: Path
+    servers: RunningServers, migrated_url: str, tmp_path: Path, key_file: Path
 ) -> None:
     """In the form of W3C; what has another form is passed over."""
     tokens = write_tokens(tmp_path / "tokens.json")
     headers = {"Authorization": f"Bearer {TOKENS['setter']}"}
     async with (
-        Platform.open(servers, database_url) as ground,
+        Platform.open(servers, migrated_url) as ground,
         running(problems.create_app, ground.settings(ProblemsSettings, "problems", token_key_file=key_file)),
         running(gateway.create_app, ground.settings(Settings, "gateway", tokens_file=tokens)) as door,
         aiohttp.ClientSession(door.url, headers=headers) as setter,

@@ -194,9 +194,9 @@ async def answers(url: str) -> bool:
 
 
 @pytest.fixture
-async def world(servers: Any, database_url: str, tmp_path: Path) -> AsyncIterator[World]:
+async def world(servers: Any, migrated_url: str, tmp_path: Path) -> AsyncIterator[World]:
     """No orchestrator yet."""
-    async with Platform.open(servers, database_url) as platform:
+    async with Platform.open(servers, migrated_url) as platform:
         world = World(platform, tmp_path)
         try:
             yield world

@@ -83,8 +83,8 @@ async def test_a_model_that_comes_slowly_is_waited_for(world: World, problem_id:
     digest = hashlib.sha256(weights).hexdigest()
     model = ModelFile(key=f"problems/{problem_id}/files/model", sha256=digest, size=len(weights))
     plan = Plan(rounds=1, goal_count=1, selectors=1)
-    create = partial(create_app, pace=PACE._replace(ready=3.0))
-    async with _storage_and_rounds(world, weights, seconds=6.0), running(create, world.settings):
+    create = partial(create_app, pace=PACE)
+    async with _storage_and_rounds(world, weights, seconds=1.3 * PACE.ready), running(create, world.settings):
         await world.platform.record(ProblemStarted(problem_id=problem_id, run=1, plan=plan, model=model))
         [spawned] = await world.hears(problem_id, InfraSpawned)
         assert isinstance(spawned, InfraSpawned)

@@ -11,9 +11,9 @@ from tests.support.services import Platform
 
 
 @pytest.fixture
-async def world(servers: RunningServers, database_url: str, tmp_path: Path) -> AsyncIterator[World]:
+async def world(servers: RunningServers, migrated_url: str, tmp_path: Path) -> AsyncIterator[World]:
     """A platform whose rounds service is not there yet."""
-    async with Platform.open(servers, database_url) as platform:
+    async with Platform.open(servers, migrated_url) as platform:
         made = World(platform, tmp_path)
         yield made
         await made.end()

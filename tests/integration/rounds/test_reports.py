@@ -13,6 +13,7 @@ from fedota.events import to_json
 from fedota.events.problems import ParticipationRevoked, Plan, ProblemStopped
 from fedota.kernel.database import connect_pool
 from fedota.kernel.event_log import EventLog
+from fedota.kernel.projection import Projector
 from fedota.kernel.rebuilding import rebuild, verify
 from services.rounds.projection import PROJECTION, load
 from tests.integration.rounds.coordinator import Coordinator
@@ -128,9 +129,10 @@ async def test_a_report_waits_for_the_read_model(served: World) -> None:
         assert (await coordinator.resume()).finished
 
 
-async def test_a_read_model_that_stays_behind_refuses_nothing(served: World) -> None:
+async def test_a_read_model_that_stays_behind_refuses_nothing(served: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The coordinator hears that it should ask again: a refusal would end its run."""
     problem_id = new_id()
+    monkeypatch.setattr(Projector.wait_for, "__defaults__", (0.1,))
     async with served.coordinator(problem_id) as coordinator, served.standing_still():
         await served.start(problem_id=problem_id)
         with pytest.raises(FedotaError) as caught:

@@ -405,6 +405,11 @@ async def world(servers: Any, tmp_path: Path) -> AsyncIterator[World]:
                 await connection.close()
 
 
+async def another_waits(world: World) -> None:
+    """Return when a client waits beside a round that goes on: reports from before it had begun tell of its own ones."""
+    await until(lambda: (world.platform.reports[-1].stage, world.platform.reports[-1].waiting) == ("reporting", 1))
+
+
 def weighted_mean(updates: list[tuple[Weights, int]]) -> Weights:
     """What federated averaging comes to, in numpy's own words; of counters, the largest."""
     weights = [examples for _, examples in updates]

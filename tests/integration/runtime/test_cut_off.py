@@ -125,7 +125,8 @@ async def test_without_nats_training_goes_on_and_all_is_told_afterwards(world: W
     clients = people()
     async with line(world) as nats:
         await world.launch(plan(), model())
-        await until(lambda: world.platform.reports)
+        # both selectors were heard of, and there is nothing more to report until somebody comes
+        await until(lambda: world.platform.reports[-1:] and "clients are here" in world.platform.reports[-1].reason)
         await nats.cut()
         recorded = len(world.platform.reports)
         async with running(*(one.run(world.kit(one.organization), tmp_path) for one in clients)):
@@ -191,7 +192,7 @@ async def test_killed_again_and_again_while_checkpoints_cannot_be_stored(world: 
             await world.coordinator.start()
             await ahead(world, round_)
         assert [one for one in world.platform.reports if one.stage == "completed"] == []
-        assert "the checkpoint is being stored" in world.platform.reports[-1].reason
+        await until(lambda: "the checkpoint is being stored" in world.platform.reports[-1].reason)
         world.store.failing = False
         for one in clients:
             one.go()
@@ -213,9 +214,9 @@ async def test_a_training_that_is_too_far_ahead_waits(world: World, tmp_path: Pa
         world.store.failing = False
         await until(lambda: world.platform.final)
     assert_trained(world, 18, *clients)
-    models = list((world.coordinator.directory / "models").glob("*.safetensors"))
-    assert len(models) <= 2, "what is recorded is not kept"
-    assert list((world.coordinator.directory / "checkpoints").iterdir()) == []
+    models, manifests = (world.coordinator.directory / name for name in ("models", "checkpoints"))
+    await until(lambda: len(list(models.glob("*.safetensors"))) <= 2)  # what is recorded is not kept
+    await until(lambda: list(manifests.iterdir()) == [])
 
 
 async def test_killed_and_its_directory_lost(world: World, tmp_path: Path) -> None:

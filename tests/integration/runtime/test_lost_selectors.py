@@ -11,7 +11,16 @@ import safetensors.numpy
 
 from fedota.events.problems import Plan
 from fedota.events.rounds import RoundUpdated
-from tests.integration.runtime.conftest import Component, Participant, Weights, World, assert_same, running, until
+from tests.integration.runtime.conftest import (
+    Component,
+    Participant,
+    Weights,
+    World,
+    another_waits,
+    assert_same,
+    running,
+    until,
+)
 
 _LARGE = 4_000_000  # elements, 16 MB: more than lies in the buffers of a connection
 
@@ -104,7 +113,7 @@ async def test_of_a_lost_selector_only_who_has_the_whole_model_is_waited_for(wor
         await never.break_off(first)
         assert await trains.fetch(first, Range="bytes=1000-") == 206
         waits = asyncio.create_task(late.check_in(first))
-        await until(lambda: world.platform.reports[-1].waiting == 1)  # it tells all it knows at once
+        await another_waits(world)  # its selector tells all it knows at once
         await first.kill()
         await asyncio.gather(waits, return_exceptions=True)
         await first.start()

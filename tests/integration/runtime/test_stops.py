@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from tests.integration.runtime.conftest import Participant, World, running, until
+from tests.integration.runtime.conftest import Participant, World, another_waits, running, until
 from tests.integration.runtime.test_updates import Bare, body, model, plan, reporting
 
 _TOLD = "The training was stopped: the data were wrong."
@@ -15,7 +15,7 @@ async def test_everybody_hears_why_it_was_stopped(world: World) -> None:
         waits = Bare(sent.http, world.selectors[0], world.token("org 3"), "client-3")
         assert (await sent.send(body()))[0] == 200
         waiting = asyncio.create_task(waits.check_in())
-        await until(lambda: world.platform.reports[-1].waiting == 1)
+        await another_waits(world)
         world.platform.stop("the data were wrong")
         told = len(world.platform.reports)
         finished = {"status": "finished", "reason": _TOLD}

@@ -13,6 +13,7 @@ from tests.integration.runtime.test_transfers import MEGABYTE, Cutter, model
 
 MEGABYTES = 12  # of the model
 SIZE = 2 * MEGABYTES * MEGABYTE  # bytes of a sum
+_SLOWLY = 120  # seconds, in which a busy machine trains with so large a model: how long it takes is not looked at
 _SMALL_TALK = 0.1  # of a sum, at most, that is said beside it
 
 
@@ -95,13 +96,13 @@ async def test_a_sum_that_broke_off_costs_a_coordinator_no_more_memory(world: Wo
         base = _peak(world)
         homes = zip((first, second), world.selectors, strict=True)
         async with running(*(one.run(world.kit(one.organization, home), tmp_path) for one, home in homes)):
-            await until(lambda: second.said("the update has arrived"))
+            await until(lambda: second.said("the update has arrived"), _SLOWLY)
             cutter.cuts["up"], cutter.shuts = [2 * megabytes * MEGABYTE // 2], True
             first.go()
-            await until(lambda: not cutter.open)
-            await until(lambda: world.platform.reports[-1].reported == 2)
+            await until(lambda: not cutter.open, _SLOWLY)
+            await until(lambda: world.platform.reports[-1].reported == 2, _SLOWLY)
             cutter.open = True
-            final = await until(lambda: world.platform.final)
+            final = await until(lambda: world.platform.final, _SLOWLY)
         peak = _peak(world)
         assert cutter.carried["up"] < 2.2 * megabytes * MEGABYTE, cutter.carried
     assert_same(world.platform.weights(final), expected_after(world.model, 1, first, second))

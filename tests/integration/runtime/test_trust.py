@@ -133,7 +133,7 @@ async def test_an_organization_is_no_more_of_a_round_than_the_plan_lets_it(world
 
 async def test_an_abandoned_attempt_is_told_of(world: World) -> None:
     """Who gave something for nothing, and whose update was refused; the next attempt begins without it."""
-    await world.launch(plan(goal_count=2, report_timeout=1.5, attempts=2, selectors=1), model())
+    await world.launch(plan(goal_count=2, report_timeout=3.0, attempts=2, selectors=1), model())
     async with crowd(world) as people:
         people.come("org 1", 0)
         people.come("org 2", 0)

@@ -21,6 +21,7 @@ from tests.integration.runtime.conftest import (
     Participant,
     Weights,
     World,
+    another_waits,
     assert_same,
     running,
     until,
@@ -369,7 +370,7 @@ async def test_an_organization_that_is_revoked_takes_part_no_more(world: World) 
     async with reporting(world, plan(rounds=2)) as (one, gone):
         waiting = Bare(one.http, world.selectors[0], world.token("org 2"), "another")
         held = asyncio.create_task(waiting.check_in())
-        await until(lambda: world.platform.reports[-1].waiting == 1)
+        await another_waits(world)
         world.platform.state.members["org 2"] = False
         assert (await one.send(body(1.0)))[0] == 200  # which is reported, and the answer tells
         answer = await asyncio.wait_for(held, 10)

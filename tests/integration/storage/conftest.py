@@ -234,9 +234,9 @@ async def failures(url: str) -> dict[str, str]:
 
 
 @pytest.fixture
-async def world(servers: RunningServers, database_url: str, tmp_path: Path) -> AsyncIterator[World]:
+async def world(servers: RunningServers, migrated_url: str, tmp_path: Path) -> AsyncIterator[World]:
     """Everything but storage; the door to the object store is open."""
-    async with Platform.open(servers, database_url) as platform, Door.to(servers.s3.url) as door:
+    async with Platform.open(servers, migrated_url) as platform, Door.to(servers.s3.url) as door:
         await door.open()
         yield World(platform, door, tmp_path)
 
