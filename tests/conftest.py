@@ -9,6 +9,7 @@ import structlog
 
 from fedota.kernel.migrations import PROCESSES, migrate
 from tests.support.servers import RunningServers, fresh_database, running_servers
+from tests.support.services import PASSWORD
 
 # A test may be held up by others on the same cores: how long an example takes says nothing about the code.
 hypothesis.settings.register_profile(
@@ -33,7 +34,7 @@ async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Run
 async def migrated(servers: RunningServers) -> AsyncIterator[str]:
     """The name of a database that was migrated, and is used by nobody: to copy it takes half as long as to make it."""
     async with fresh_database(servers.admin_url) as url:
-        await migrate(url, dict.fromkeys(PROCESSES, "made-up"), share_roles=True)
+        await migrate(url, dict.fromkeys(PROCESSES, PASSWORD), share_roles=True)
         yield urlsplit(url).path[1:]
 
 

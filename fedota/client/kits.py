@@ -21,11 +21,15 @@ def read_kit(path: Path) -> Kit:
         raise ClientError(f"{path} is not a join kit ({error}). Download it again from the problem's page.") from None
 
 
+def page_of(kit: Kit) -> str:
+    """What to call the problem's page, with its address where the kit has it."""
+    return f"the problem's page ({kit.page})" if kit.page else "the problem's page"
+
+
 def require_usable(kit: Kit) -> None:
     """Raise `ClientError` when nothing can be done with the kit."""
     if kit.expires <= time.time():
-        where = f" ({kit.page})" if kit.page else ""
-        raise ClientError(f"The join kit has expired. Download a new one from the problem's page{where}.")
+        raise ClientError(f"The join kit has expired. Download a new one from {page_of(kit)}.")
     if not kit.selectors:
         raise ClientError("The join kit names no selector. Download it again once the training has started.")
     for url in kit.selectors:

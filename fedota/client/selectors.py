@@ -17,6 +17,7 @@ import msgspec
 from aiohttp.abc import AbstractStreamWriter
 
 from fedota.client.errors import ClientError
+from fedota.client.kits import page_of
 from fedota.client.train import Update
 from fedota.contracts.kit import Kit
 from fedota.errors import FedotaError, Problem
@@ -97,7 +98,7 @@ class Selectors:
         self._urls = random.sample(kit.selectors, len(kit.selectors))  # spread: not everybody asks the first
         self._headers = {"Authorization": f"Bearer {kit.token}", CLIENT: secrets.token_hex(8)}
         self._patience = patience
-        self._page = f" ({kit.page})" if kit.page else ""
+        self._page = page_of(kit)
         self._silent_since: float | None = None
         self._wrong: dict[str, float] = {}  # whose certificate was not good when it was asked last, and since when
         self._delay = 0.0
@@ -315,8 +316,8 @@ class Selectors:
             tried = ", ".join(self._urls)
             raise ClientError(
                 f"No selector answered for {silent:.0f} seconds (tried: {tried}; the last said: {why}). "
-                f"The training may have ended, or been started anew: look at the problem's page{self._page}. If it "
-                "runs, download the join kit again, and check the network."
+                f"The training may have ended, or been started anew: look at {self._page}. If it runs, download the "
+                "join kit again, and check the network."
             )
         if gone or self._broken:
             self.turn()

@@ -9,11 +9,11 @@ from fedota.kernel import projection
 from fedota.kernel.migrations import PROCESSES, migrate
 from fedota.kernel.relay import Relay
 from fedota.kernel.service import Service
-from tests.contract.ground import PASSWORD, Ground
+from tests.contract.ground import Ground
 from tests.contract.models import Always
 from tests.integration.runtime.conftest import world
 from tests.support.servers import RunningServers
-from tests.support.services import OWNERS, forget_stream
+from tests.support.services import OWNERS, PASSWORD, forget_stream
 
 __all__ = ["bare", "ground", "relayed", "world"]
 

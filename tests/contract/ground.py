@@ -32,7 +32,6 @@ from fedota.local.state import DataDirectory
 from tests.support.servers import ANYTHING, RunningServers
 from tests.support.services import Platform, new_id, until
 
-PASSWORD: Final = "made-up"
 ROOT: Final = Path(__file__).parents[2]
 
 

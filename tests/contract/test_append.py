@@ -20,9 +20,9 @@ from fedota.kernel.migrations import PROCESSES, migrate
 from fedota.local.postgres import postgres
 from fedota.local.programs import kept_alive
 from fedota.local.state import DataDirectory
-from tests.contract.ground import PASSWORD, Ground, created, requested
+from tests.contract.ground import Ground, created, requested
 from tests.support.servers import RunningServers
-from tests.support.services import new_id, until
+from tests.support.services import PASSWORD, new_id, until
 
 CONTEXT = Context(actor="test", correlation=uuid7())
 

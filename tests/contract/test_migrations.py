@@ -32,8 +32,9 @@ from fedota.kernel.settings import Secret
 from fedota.local.postgres import postgres
 from fedota.local.programs import kept_alive
 from fedota.local.state import DataDirectory, held
-from tests.contract.ground import PASSWORD, Ground, created
+from tests.contract.ground import Ground, created
 from tests.support.servers import RunningServers, fresh_database
+from tests.support.services import PASSWORD
 
 SHAPE = """
 select n.nspname, c.relname, c.relkind::text, c.relacl::text

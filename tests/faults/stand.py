@@ -26,10 +26,11 @@ from fedota.local.programs import READY, Program
 from fedota.local.seaweedfs import S3Access
 from fedota.local.servers import Servers
 from fedota.local.state import DataDirectory
-from tests.contract.ground import PASSWORD, ROOT, Ground
+from tests.contract.ground import ROOT, Ground
 from tests.faults.servers import PATIENCE, Server
 from tests.integration.gateway.conftest import write_tokens
 from tests.support.servers import RunningServers
+from tests.support.services import PASSWORD
 from tests.support.waiting import until
 
 USUAL: Final = ("relay", "problems", "gateway")

@@ -17,11 +17,11 @@ from fedota.events import NewEvent, to_json, uuid7
 from fedota.kernel.database import Connection
 from fedota.kernel.event_log import Append, Appended, Context, EventLog, fingerprint
 from fedota.kernel.migrations import PROCESSES, migrate
-from tests.contract.ground import PASSWORD, Ground
+from tests.contract.ground import Ground
 from tests.faults.conftest import COUNT
 from tests.faults.load import a_report
 from tests.support.servers import RunningServers, fresh_database
-from tests.support.services import new_id, until
+from tests.support.services import PASSWORD, new_id, until
 
 STREAMS = st.integers(0, 2)
 EXPECTED = st.sampled_from(["anything", "right", "wrong"])

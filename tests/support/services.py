@@ -32,7 +32,7 @@ from tests.support.servers import RunningServers
 from tests.support.waiting import until
 
 OWNERS: Final = ("problems", "storage", "orchestrator", "rounds")
-_PASSWORD: Final = "made-up"
+PASSWORD: Final = "made-up"
 __all__ = ["OWNERS", "Platform", "Running", "forget_stream", "new_id", "running", "until"]
 S = TypeVar("S", bound=ProcessSettings)
 L = TypeVar("L", bound=LogSettings)
@@ -59,7 +59,7 @@ class Platform:
     async def open(cls, servers: RunningServers, database_url: str) -> AsyncIterator["Platform"]:
         """The platform, without any service; `database_url` is of a superuser and an empty database."""
         platform = cls(servers, database_url)
-        await migrate(database_url, dict.fromkeys(PROCESSES, _PASSWORD), share_roles=True)
+        await migrate(database_url, dict.fromkeys(PROCESSES, PASSWORD), share_roles=True)
         await forget_stream(servers.nats_url, servers.nats_keys["anything"])
         async with AsyncExitStack() as stack:
             for owner in OWNERS:
@@ -72,7 +72,7 @@ class Platform:
         """The database as the login role of a process sees it."""
         parts = urlsplit(self.database_url)
         place = parts.netloc.rpartition("@")[2]
-        return Secret(urlunsplit(parts._replace(netloc=f"{role_of(process)}:{_PASSWORD}@{place}")))
+        return Secret(urlunsplit(parts._replace(netloc=f"{role_of(process)}:{PASSWORD}@{place}")))
 
     def settings(self, kind: type[S], process: str, **more: Any) -> S:
         """The settings of a process here, and `more`."""

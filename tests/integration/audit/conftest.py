@@ -27,10 +27,10 @@ from fedota.kernel.files import write_private
 from fedota.kernel.migrations import PROCESSES, migrate
 from fedota.kernel.settings import Secret
 from fedota.local.seaweedfs import S3Access
-from tests.contract.ground import PASSWORD, Ground, created, requested
+from tests.contract.ground import Ground, created, requested
 from tests.support.objects import content, opened
 from tests.support.servers import RunningServers, fresh_database
-from tests.support.services import new_id
+from tests.support.services import PASSWORD, new_id
 
 SCRIPT: Final = Path(__file__).parents[3] / "docs" / "verify_audit.py"
 
